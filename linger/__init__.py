@@ -1,0 +1,136 @@
+"""linger: float PyTorch networks into fixed point, trained, exported and run with the same integers everywhere."""
+
+from linger import onnx, runtime, settings
+from linger.convert import (
+    DefaultNormalizeIntXModule,
+    DefaultQuantIntXOP,
+    disable_normalize,
+    disable_quant,
+    init,
+    normalize_layers,
+    normalize_module,
+    quant_module,
+    quant_module_by_type,
+    quant_tensor,
+)
+from linger.errors import LingerError, LingerWarning
+from linger.fuse import trace_layers
+from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
+from linger.ops.cat import CatSite as iqCatLayer
+from linger.ops.conv import Conv1dInt, Conv2dInt, NormalizeConv1d, NormalizeConv2d
+from linger.ops.conv_transpose import (
+    ConvTranspose1dInt,
+    ConvTranspose2dInt,
+    NormalizeConvTranspose1d,
+    NormalizeConvTranspose2d,
+)
+from linger.ops.convbn import (
+    EmptyBatchNorm,
+    NormalizeConvBN1d,
+    NormalizeConvBN2d,
+    NormalizeConvTransposeBN1d,
+    NormalizeConvTransposeBN2d,
+)
+from linger.ops.divide import DivSite as iqDivLayer
+from linger.ops.elementwise import AddSite as iqAddLayer
+from linger.ops.elementwise import MulSite as iqMulLayer
+from linger.ops.elementwise import SubSite as iqSubLayer
+from linger.ops.linear import LinearInt, NormalizeLinear
+from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
+from linger.ops.quant import ScaledRoundLayer
+from linger.ops.reduce import SumSite as iqSumLayer
+from linger.ops.relu6 import ReLU6Int
+from linger.settings import (
+    PlatFormQuant,
+    QuantMode,
+    SetBnMomentumUpdate,
+    SetFunctionBmmQuant,
+    SetFunctionChannelShuffleQuant,
+    SetIQTensorAdd,
+    SetIQTensorCat,
+    SetIQTensorClamp,
+    SetIQTensorDiv,
+    SetIQTensorLogSoftmax,
+    SetIQTensorMul,
+    SetIQTensorSigmoid,
+    SetIQTensorSoftmax,
+    SetIQTensorSum,
+    SetIQTensorTanh,
+    SetIQTensorVar,
+    SetPlatFormQuant,
+    config,
+)
+from linger.verify import verify
+
+__version__ = "2.0.0"
+BatchNormInt = BatchNorm2dInt
+
+__all__ = [
+    "AdaptiveAvgPool1dInt",
+    "AdaptiveAvgPool2dInt",
+    "AvgPool1dInt",
+    "AvgPool2dInt",
+    "BatchNorm1dInt",
+    "BatchNorm2dInt",
+    "BatchNormInt",
+    "Conv1dInt",
+    "Conv2dInt",
+    "ConvTranspose1dInt",
+    "ConvTranspose2dInt",
+    "DefaultNormalizeIntXModule",
+    "DefaultQuantIntXOP",
+    "EmptyBatchNorm",
+    "LinearInt",
+    "LingerError",
+    "LingerWarning",
+    "NormalizeBatchNorm1d",
+    "NormalizeBatchNorm2d",
+    "NormalizeConv1d",
+    "NormalizeConv2d",
+    "NormalizeConvBN1d",
+    "NormalizeConvBN2d",
+    "NormalizeConvTranspose1d",
+    "NormalizeConvTranspose2d",
+    "NormalizeConvTransposeBN1d",
+    "NormalizeConvTransposeBN2d",
+    "NormalizeLinear",
+    "PlatFormQuant",
+    "QuantMode",
+    "ReLU6Int",
+    "ScaledRoundLayer",
+    "SetBnMomentumUpdate",
+    "SetFunctionBmmQuant",
+    "SetFunctionChannelShuffleQuant",
+    "SetIQTensorAdd",
+    "SetIQTensorCat",
+    "SetIQTensorClamp",
+    "SetIQTensorDiv",
+    "SetIQTensorLogSoftmax",
+    "SetIQTensorMul",
+    "SetIQTensorSigmoid",
+    "SetIQTensorSoftmax",
+    "SetIQTensorSum",
+    "SetIQTensorTanh",
+    "SetIQTensorVar",
+    "SetPlatFormQuant",
+    "config",
+    "disable_normalize",
+    "disable_quant",
+    "init",
+    "iqAddLayer",
+    "iqCatLayer",
+    "iqDivLayer",
+    "iqMulLayer",
+    "iqSubLayer",
+    "iqSumLayer",
+    "normalize_layers",
+    "normalize_module",
+    "onnx",
+    "quant_module",
+    "quant_module_by_type",
+    "quant_tensor",
+    "runtime",
+    "settings",
+    "trace_layers",
+    "verify",
+]

@@ -1,0 +1,5 @@
+"""``python -m linger``."""
+
+from linger.cli import app
+
+app(prog_name="linger")

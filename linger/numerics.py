@@ -1,0 +1,197 @@
+"""Fixed-point arithmetic: grids, rounding by exact name, saturation, and fake quantization.
+
+real = integer / scale, scale = 2^n, one scale per tensor, zero point 0, B(b) = 2^(b-1) - 1.
+
+    quantize      q = clamp(floor(x * scale + 0.5), -B(b) - 1, B(b))                                   (1)
+    shift_round   floor(v / 2^n + 0.5) for n > 0, v * 2^-n for n <= 0                                  (2)
+
+Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact in floating point, and fake quantization
+*is* the integer computation as long as every partial sum stays below 2^24 (float32) or 2^53 (float64) in LSB.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOAT32_EXACT = 2**24
+NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
+
+
+class Grid(NamedTuple):
+    """The values a tensor may take: k / scale with k an integer of ``bits`` bits. ``scale`` is a 0-d float32 power of two."""
+
+    scale: Tensor
+    bits: int
+
+
+def levels(bits: int) -> int:
+    """B(b): the largest integer of ``bits`` bits, 127 for 8."""
+    return 2 ** (bits - 1) - 1
+
+
+def highest(bits: int) -> int:
+    """The saturation limit: B(b), but 2^31 - 128 for 32 bits, the largest int32 that float32 holds."""
+    return levels(bits) if bits < 32 else 2**31 - 128
+
+
+def grid_of(x: Any) -> Grid | None:
+    """The grid a fixed-point module put on this tensor, or None for a plain tensor."""
+    return getattr(x, "grid", None)
+
+
+def set_grid(x: Tensor, grid: Grid | None) -> Tensor:
+    """Tag (or, with None, untag) a plain tensor with its grid. Tags are only read and written by these two functions."""
+    x.grid = grid  # type: ignore[attr-defined]
+    return x
+
+
+# --- powers of two, exactly and without leaving the device: only the exponent bits of an IEEE float32 are kept
+
+
+def pow2_floor(v: Tensor) -> Tensor:
+    """2^floor(log2 v) for positive normal float32 ``v``."""
+    return (v.view(torch.int32) & 0x7F800000).view(torch.float32)
+
+
+def pow2_round(v: Tensor) -> Tensor:
+    """2^round(log2 v) for positive normal float32 ``v``: carries into the exponent where the mantissa is >= sqrt(2)."""
+    return ((v.view(torch.int32) + 0x4AFB0C) & 0x7F800000).view(torch.float32)
+
+
+def scale_from_running(running: Tensor, bits: int) -> Tensor:
+    """Activation scale 2^round(log2(B / running)); 1.0 where nothing but zeros was seen (``upstream`` 4.0)."""
+    scale = pow2_round((levels(min(bits, 24)) / running).clamp(2.0**-60, 2.0**60))
+    return torch.where(running <= NOTHING, torch.ones_like(scale), scale)
+
+
+def scale_from_weight(weight: Tensor, bits: int) -> Tensor:
+    """Weight scale 2^floor(log2(B / max|w|)), so that no weight saturates; 2^bits for an all-zero weight."""
+    peak = weight.detach().abs().amax().float()
+    scale = pow2_floor((levels(bits) / peak).clamp(2.0**-60, 2.0**60))
+    return torch.where(peak == 0, torch.full_like(scale, 2.0**bits), scale)
+
+
+def scalar_scale(value: float, bits: int = 8) -> float:
+    """``scale_from_weight`` of one Python number."""
+    return 2.0 ** int(np.floor(np.log2(levels(bits) / abs(value)))) if value else 2.0**bits
+
+
+# --- fake quantization: one autograd function, no host synchronisation, no branch on values
+
+
+class _FakeQuant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None) -> Tensor:
+        half = scale.new_full((), 0.5)
+        v = torch.addcmul(half, x, scale).floor_()
+        q = v.clamp(-levels(bits) - 1, highest(bits))
+        keep = q == v
+        if bound is not None:
+            keep &= x.abs() <= bound
+        ctx.save_for_backward(keep)
+        return q.div_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (keep,) = ctx.saved_tensors
+        return grads[0] * keep, None, None, None
+
+
+def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) -> Tensor:
+    """Equation (1), divided by the scale again. Straight-through gradient, zero outside the representable range.
+
+    Args:
+        x: any shape, float32 or float64.
+        scale: 0-d power of two.
+        bits: width of the integer.
+        bound: gradients are zero where ``|x| > bound`` too (``normalize_data``).
+    """
+    return _FakeQuant.apply(x, scale.to(x.dtype), bits, bound)  # type: ignore[no-any-return]
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Tensor:
+        q = integers.clamp(-levels(bits) - 1, highest(bits))
+        ctx.save_for_backward(q == integers)
+        return (q / scale).to(ideal.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return grads[0] * ctx.saved_tensors[0], None, None, None
+
+
+def straight_through(ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """saturate(integers) / scale with the gradient of ``ideal``, zero where it saturates; shapes are equal."""
+    return _Straight.apply(ideal, integers, scale, bits)  # type: ignore[no-any-return]
+
+
+def quantize(x: Tensor, scale: Tensor, bits: int) -> np.ndarray:
+    """The integer twin of ``fake_quant``: int8, int16 or int32 array of the same integers."""
+    value = fake_quant(x.detach(), scale, bits).double() * scale.double()
+    return value.cpu().numpy().astype(int_dtype(bits))
+
+
+def int_dtype(bits: int) -> type[np.signedinteger[Any]]:
+    """Storage type of a ``bits``-bit integer: int8 up to 8 bits (4-bit weights too), int16, int32."""
+    return np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
+
+
+class _Bound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward((v > bound).to(v.dtype) - (v < -bound).to(v.dtype))
+        return v.clamp(-bound, bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (outside,) = ctx.saved_tensors
+        return torch.where(outside == 0, grads[0], outside * 0.01), None
+
+
+def bound_parameter(v: Tensor, bound: float | None) -> Tensor:
+    """clamp(v, -bound, bound); outside, the gradient is the constant +-0.01 that pulls ``v`` back (``upstream`` 4.0)."""
+    return v if bound is None else _Bound.apply(v, float(bound))  # type: ignore[no-any-return]
+
+
+# --- the executable specification: NumPy int64, independent of the torch text above
+
+
+def exponent(scale: float) -> int:
+    """n of scale = 2^n.
+
+    Raises:
+        ValueError: ``scale`` is not a positive power of two.
+    """
+    mantissa, n = np.frexp(scale)
+    if mantissa != 0.5:
+        raise ValueError(f"scale {scale} is not a power of two")
+    return int(n) - 1
+
+
+def shift_round(v: np.ndarray, n: int) -> np.ndarray:
+    """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left."""
+    v = v.astype(np.int64)
+    return (v + (np.int64(1) << (n - 1))) >> n if n > 0 else v << -n
+
+
+def saturate(v: np.ndarray, bits: int) -> np.ndarray:
+    """Clamp to ``bits`` bits and store in the type of that width."""
+    return np.clip(v, -levels(bits) - 1, highest(bits)).astype(int_dtype(bits))
+
+
+def divide_half_up(n: np.ndarray, d: np.ndarray | int) -> np.ndarray:
+    """floor(n / d + 1/2) for d > 0 in exact integers."""
+    return (2 * n + d) // (2 * d)
+
+
+def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b on integers as int64, through float64 BLAS: exact because every partial sum stays below 2^53."""
+    peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))
+    if peak * a.shape[-1] >= 2.0**53:
+        raise ValueError("the products exceed 2^53")
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)

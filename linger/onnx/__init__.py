@@ -1,0 +1,5 @@
+"""Export to ONNX."""
+
+from linger.onnx.export import export
+
+__all__ = ["export"]

@@ -1,0 +1,241 @@
+"""``linger.onnx.export``: a converted net into a file whose integers are those of its eval forward."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from linger.errors import LingerError, LingerWarning, during
+from linger.onnx.builder import Builder
+from linger.onnx.passes import DIALECTS
+from linger.onnx.sizes import record_all
+from linger.onnx.writer import Writer
+from linger.ops import IntModule
+from linger.targets import target as find_target
+
+VERSION = "2.0.0"
+DEFAULT_OPSET = 17  # the newest that the chip's packer was proven to read unchanged
+OPSETS = range(12, 1 + min(onnx.defs.onnx_opset_version(), 26))
+IGNORED = {
+    "verbose", "dynamo", "export_params", "do_constant_folding", "training", "operator_export_type", "keep_initializers_as_inputs",
+    "report", "optimize", "verify", "profile", "fallback", "artifacts_dir", "autograd_inlining", "is_update_dequant",
+    "external_data", "verify_export",
+}  # fmt: skip
+
+
+def export(
+    model: nn.Module,
+    args: Tensor | tuple[Any, ...] = (),
+    f: str | os.PathLike[str] | None = None,
+    *,
+    kwargs: dict[str, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset_version: int | None = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    dialect: str = "thinker",
+    target: str | None = None,
+    **options: Any,
+) -> onnx.ModelProto:
+    """Write a converted net to ``f``. Accepts the call of ``torch.onnx.export`` and leaves the live net as it is.
+
+    Args:
+        model: a net after ``init`` that has seen at least one batch. A copy's eval forward is exported.
+        args: inputs of its forward, one tensor or a tuple.
+        f: path of the file, written whole or not at all; None to get the model only.
+        kwargs: keyword inputs of the forward.
+        input_names: names of the inputs; by default those of forward's parameters.
+        output_names: names of the outputs; by default ``output_0`` ...
+        opset_version: 12 to the newest known one; 17 by default, which the chip's packer reads.
+        dynamic_axes: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``.
+        dynamic_shapes: the other spelling, ``{"x": {0: torch.export.Dim("batch")}}`` or a tuple of those.
+        dialect: "thinker" (the chip's, with function bodies), "standard" (no custom op) or "qdq" (not exact on ties).
+        target: the chip, by default the one given to ``init``.
+        options: other arguments of ``torch.onnx.export`` that change nothing here are accepted.
+
+    Returns:
+        The model as it was written.
+
+    Raises:
+        LingerError: the net was never run, an op has no form in the file, or a size that must be fixed is dynamic.
+    """
+    with during("export"):
+        unknown = sorted(set(options) - IGNORED)
+        if unknown:
+            raise LingerError(
+                f"found argument {', '.join(unknown)}, allowed are those of torch.onnx.export that apply here; leave it out"
+            )
+        if dialect not in DIALECTS:
+            raise LingerError(f"dialect is {dialect!r}, allowed are {', '.join(DIALECTS)}; choose one of them")
+        opset = DEFAULT_OPSET if opset_version is None else opset_version
+        if opset not in OPSETS:
+            raise LingerError(f"opset_version is {opset}, allowed are {OPSETS[0]} to {OPSETS[-1]}; choose one of them")
+        inputs = args if isinstance(args, tuple) else (args,)
+        if inputs and isinstance(inputs[-1], dict) and not kwargs:
+            inputs, kwargs = inputs[:-1], inputs[-1]
+        proto, islands = build(
+            model, inputs, kwargs or {}, input_names, output_names, opset, _axes(dynamic_axes, dynamic_shapes), dialect,
+            target or model.__dict__.get("_linger_target"),
+        )  # fmt: skip
+        if f is not None:
+            write(proto, f)
+    if islands:
+        warnings.warn(f"export: in float: {', '.join(islands)}", LingerWarning, stacklevel=2)
+    return proto
+
+
+def build(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None, opset: int, axes: Mapping[Any, Any], dialect: str, target: str | None,
+) -> tuple[onnx.ModelProto, list[str]]:  # fmt: skip
+    """The checked model, and the names of what is in float."""
+    chip = find_target(target)
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    names = list(input_names or _parameter_names(model, args, kwargs))
+    if len(names) < len(tensors):
+        names += [f"input_{i}" for i in range(len(names), len(tensors))]
+    by_input = [_symbols(name, i, axes) for i, name in enumerate(names[: len(tensors)])]
+    try:
+        graph, _, symbols = record_all(model, args, kwargs, by_input, leaf=lambda m: isinstance(m, IntModule))
+    except LingerError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = [tuple(t.shape) for t in tensors]
+        raise LingerError(
+            f"the forward of {type(model).__name__} does not run on inputs of shape {shapes}: {error}; pass inputs that it accepts"
+        ) from error
+    b = Builder(opset, chip, symbols)
+    w = Writer(model, graph, b)
+    outputs = list(output_names or ())
+    b.names.update(names, outputs)
+    for value, name, by_axis, tensor in zip(graph.inputs, names, by_input, tensors, strict=False):
+        shape = ir.Shape([by_axis.get(i, int(s)) for i, s in enumerate(value.shape)])
+        made = ir.Value(name=name, type=ir.TensorType(_dtype(tensor)), shape=shape)
+        b.inputs.append((made, value.shape))
+        w.floats[value.id] = made
+    w.write()
+    results = [_output(w, v, outputs[i] if i < len(outputs) else f"output_{i}") for i, v in enumerate(graph.outputs)]
+    functions, ir_version = b.functions()
+    imports = {"": opset} | ({"thinker": 1} if functions else {})
+    made_graph = ir.Graph(
+        [v for v, _ in b.inputs], results, nodes=b.nodes, initializers=list(b.initializers.values()), opset_imports=imports, name="linger"
+    )  # fmt: skip
+    finished = ir.Model(
+        made_graph, ir_version=ir_version, producer_name="linger", producer_version=VERSION, functions=functions,
+        metadata_props=_metadata(w, chip.name, dialect),
+    )  # fmt: skip
+    proto = DIALECTS[dialect](ir.to_proto(finished))
+    _check(proto)
+    return proto, w.islands
+
+
+def _output(w: Writer, v: Any, name: str) -> ir.Value:
+    """The float form of a result under its own name."""
+    source = w.plain(v)
+    producer = source.producer()
+    shared = (
+        producer is None
+        or any(n is not producer and source in n.inputs for n in w.build.nodes)
+        or source.name in _taken(w)
+    )
+    if shared:
+        w.build.names.discard(name)
+        dtype = source.dtype
+        assert dtype is not None
+        source = w.build.one(name, "Identity", [source], {}, dtype, v.shape)
+    else:
+        source.name = name
+    w.__dict__.setdefault("taken", set()).add(name)
+    return source
+
+
+def _taken(w: Writer) -> set[str]:
+    return w.__dict__.get("taken", set())  # type: ignore[no-any-return]
+
+
+def _dtype(t: Tensor) -> ir.DataType:
+    return (
+        ir.DataType.FLOAT
+        if t.dtype.is_floating_point
+        else ir.DataType.from_numpy(torch.empty(0, dtype=t.dtype).numpy().dtype)
+    )
+
+
+def _parameter_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """Names of forward's parameters, one per tensor."""
+    parameters = [p.name for p in inspect.signature(type(model).forward).parameters.values()][1:]
+    names: list[str] = []
+    for name, value in (*zip(parameters, args, strict=False), *kwargs.items()):
+        count = sum(isinstance(t, Tensor) for t in pytree.tree_leaves(value))
+        names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+    return names
+
+
+def _axes(dynamic_axes: Mapping[str, Any] | None, dynamic_shapes: Any) -> dict[Any, Any]:
+    """Input name or position -> axes, from either spelling."""
+    found: dict[Any, Any] = dict(dynamic_axes or {})
+    items = dynamic_shapes.items() if isinstance(dynamic_shapes, Mapping) else enumerate(dynamic_shapes or ())
+    for key, axes in items:
+        if axes:
+            pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
+            found[key] = {a: getattr(d, "__name__", str(d)) for a, d in pairs if d is not None}
+    return found
+
+
+def _symbols(name: str, position: int, axes: Mapping[Any, Any]) -> dict[int, str]:
+    given = axes.get(name, axes.get(position, {}))
+    return dict(given) if isinstance(given, Mapping) else {a: f"{name}_dim_{a}" for a in given}
+
+
+def _metadata(w: Writer, target: str, dialect: str) -> dict[str, str]:
+    """Sorted, without anything that changes between runs."""
+    certificate = {
+        name: {"peak": int(peak), "bits": int(peak).bit_length() + 1} for name, peak in sorted(w.peaks.items())
+    }  # fmt: skip
+    props = {
+        "linger_version": VERSION,
+        "target": target,
+        "dialect": dialect,
+        "accumulators": json.dumps(certificate, sort_keys=True),
+    }
+    if w.islands:
+        props["float_islands"] = json.dumps(w.islands)
+    return dict(sorted(props.items()))
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    """The ONNX checker with full checks and strict shape inference; a failure is ours."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LingerError(
+            f"the file would not be valid ONNX: {error}; this is a bug of linger, please report it"
+        ) from error
+
+
+def write(proto: onnx.ModelProto, f: str | os.PathLike[str]) -> None:
+    """Write the bytes of the model to ``f``, whole or not at all."""
+    path = Path(f)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(proto.SerializeToString(deterministic=True))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

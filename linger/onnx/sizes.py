@@ -1,0 +1,111 @@
+"""Sizes that change with a dynamic axis, found by recording the forward again with that axis doubled.
+
+A ``Dyn`` is an int that also holds its value in every recording. What equals an input's size in all of them is that
+size; nothing is guessed from one run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from linger.errors import LingerError
+from linger.trace import Graph, Node, Value, record
+
+
+class Dyn(int):
+    """A size that differs between recordings; as an int, its value in the first."""
+
+    values: tuple[int, ...]
+
+    def __new__(cls, values: tuple[int, ...]) -> Dyn:
+        new = super().__new__(cls, values[0])
+        new.values = values
+        return new
+
+
+def is_dynamic(tree: Any) -> bool:
+    """Whether any size in the tree is dynamic."""
+    return any(isinstance(v, Dyn) for v in pytree.tree_leaves(tree))
+
+
+def same(a: int, b: int) -> bool:
+    """Whether two sizes are equal in every recording."""
+    return getattr(a, "values", a) == getattr(b, "values", b)
+
+
+def _merge_leaf(leaves: tuple[Any, ...]) -> Any:
+    first = leaves[0]
+    if isinstance(first, Value):
+        shape = tuple(_merge_leaf(sizes) for sizes in zip(*(v.shape for v in leaves), strict=True))
+        return Value(id=first.id, shape=shape, scale=first.scale, bits=first.bits)
+    if isinstance(first, int) and not isinstance(first, bool) and any(v != first for v in leaves):
+        return Dyn(tuple(int(v) for v in leaves))
+    return first
+
+
+def merge(trees: tuple[Any, ...]) -> Any:
+    """One tree out of the same tree of several recordings."""
+    flat = [pytree.tree_flatten(t) for t in trees]
+    if any(spec != flat[0][1] for _, spec in flat):
+        raise LingerError(
+            "the forward makes different calls for different sizes; make it the same for all, or fix the axis"
+        )
+    merged = [_merge_leaf(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)]
+    return pytree.tree_unflatten(merged, flat[0][1])
+
+
+def merge_graphs(graphs: list[Graph]) -> Graph:
+    """The first graph with every size that differs elsewhere made a ``Dyn``."""
+    first = graphs[0]
+    if any([n.name for n in g.nodes] != [n.name for n in first.nodes] for g in graphs):
+        raise LingerError(
+            "the forward takes another path when a dynamic axis changes; make it the same for all, or fix the axis"
+        )
+    nodes = tuple(
+        Node(
+            name=same_nodes[0].name, op=same_nodes[0].op, module=same_nodes[0].module,
+            args=merge(tuple(n.args for n in same_nodes)), kwargs=merge(tuple(n.kwargs for n in same_nodes)),
+            outputs=merge(tuple(n.outputs for n in same_nodes)), source=same_nodes[0].source, func=same_nodes[0].func,
+        )
+        for same_nodes in zip(*(g.nodes for g in graphs), strict=True)
+    )  # fmt: skip
+    return Graph(
+        nodes=nodes, inputs=merge(tuple(g.inputs for g in graphs)), outputs=merge(tuple(g.outputs for g in graphs)),
+        constants=first.constants, results=first.results,
+    )  # fmt: skip
+
+
+def record_all(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: list[dict[int, str]], leaf: Any
+) -> tuple[Graph, Any, list[str]]:
+    """Record the forward as it is and once more for every symbol of ``axes`` (per input tensor: axis -> symbol), doubled.
+
+    Returns:
+        The merged graph, what the first forward returned, and the symbols in the order of ``Dyn.values[1:]``.
+    """
+    graph, out = record(net, args, kwargs, leaf=leaf)
+    symbols = sorted({symbol for by_axis in axes for symbol in by_axis.values()})
+    graphs = [graph]
+    for symbol in symbols:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        numbers = iter(range(len(leaves)))
+        grown = [_grown(v, axes[next(numbers)], symbol) if isinstance(v, Tensor) else v for v in leaves]
+        more_args, more_kwargs = pytree.tree_unflatten(grown, spec)
+        try:
+            graphs.append(record(net, more_args, more_kwargs, leaf=leaf)[0])
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise LingerError(
+                f"dynamic axis {symbol!r}: the forward does not run with it doubled: {error}; fix the axis"
+            ) from error
+    return merge_graphs(graphs), out, symbols
+
+
+def _grown(x: Tensor, axes: dict[int, str], symbol: str) -> Tensor:
+    for axis, name in axes.items():
+        if name == symbol:
+            x = torch.cat([x, x], axis)
+    return x

@@ -1,0 +1,214 @@
+"""From a recorded Graph to ONNX nodes: modules say what they compute, moves and float calls are looked up in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from linger.errors import LingerError
+from linger.onnx.builder import DTYPES, THINKER, Builder
+from linger.onnx.float_ops import FLOAT_OPS
+from linger.onnx.moves import MOVES
+from linger.onnx.sizes import is_dynamic
+from linger.ops import IntModule, Lowered, Operand
+from linger.trace import Graph, Node, Value
+
+STANDARD = {"Clip": (8, 32)}  # op types of ours that are standard ONNX at these widths
+QUIET = {"Relu", "MaxPool", "Clip", "Squeeze", "Unsqueeze", "iqPad"}  # nodes without scales need no platform attributes
+
+
+class Writer:
+    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
+
+    def __init__(self, net: nn.Module, graph: Graph, build: Builder) -> None:
+        self.net, self.graph, self.build = net, graph, build
+        self.modules = dict(net.named_modules(remove_duplicate=False))
+        self.exact: dict[int, ir.Value] = {}
+        self.floats: dict[int, ir.Value] = {}
+        self.quantized: dict[tuple[int, float, int], ir.Value] = {}
+        self.tensors = {id(t): name for name, t in (*net.named_buffers(), *net.named_parameters())}
+        self.islands: list[str] = []
+        self.peaks: dict[str, float] = {}
+
+    # --- operands
+
+    def common(self) -> dict[str, str]:
+        t = self.build.target
+        return {"platform": t.platform, "platform_quant": t.platform_quant, "quant_mode": t.quant_mode}
+
+    def plain(self, v: Any) -> ir.Value:
+        """The float form of a value, a constant of the net, or a number."""
+        if not isinstance(v, Value):
+            return self.build.scalar(float(v), f"number_{float(v)!r}")
+        if v.id in self.floats:
+            return self.floats[v.id]
+        if v.id in self.exact:
+            assert v.scale is not None
+            x = self.exact[v.id]
+            attrs = {"scale_o": v.scale, "data_bits": v.bits} | self.common()
+            made = self.build.one(
+                f"{x.name}.dequant", "Dequant", [x], attrs, ir.DataType.FLOAT, v.shape, domain=THINKER
+            )
+        else:
+            made = self.fixed(v)
+        self.floats[v.id] = made
+        return made
+
+    def fixed(self, v: Value) -> ir.Value:
+        """A parameter, buffer or constant of the forward as an initializer under its state-dict key."""
+        tensor = self.graph.constants.get(v.id)
+        if tensor is None:
+            tensor = self.graph.results.get(v.id)
+        if tensor is None or is_dynamic(v.shape):
+            raise LingerError(
+                f"a tensor of shape {tuple(int(s) for s in v.shape)} made in forward depends on a dynamic axis; register it as a buffer"
+            )
+        array = tensor.detach().cpu().numpy()
+        return self.build.constant(
+            self.tensors.get(id(tensor), f"constant_{v.id}"),
+            array.astype(np.float32) if array.dtype == np.float64 else array,
+        )
+
+    def integers(self, v: Value, module: IntModule, position: int, bits: int) -> tuple[ir.Value, Operand]:
+        """The operand on a grid of ``bits`` bits, as the module's own forward makes it."""
+        if v.scale is None:
+            name = module.operand_name(position)
+            module.require_range(name)
+            scale = float(module.scale(name, bits))
+            return self.quant(v, scale, bits), Operand(scale=scale, bits=bits, shape=v.shape)
+        x = self.exact[v.id]
+        if v.bits == bits:
+            return x, Operand(scale=v.scale, bits=bits, shape=v.shape)
+        scale = v.scale * 2.0 ** (bits - v.bits)
+        key = (v.id, scale, bits)
+        if key not in self.quantized:
+            attrs = {"scale_x": v.scale, "scale_o": scale, "data_bits": v.bits, "o_bits": bits} | self.common()
+            self.quantized[key] = self.build.one(
+                f"{x.name}.requant", "Requant", [x], attrs, DTYPES[bits], v.shape, domain=THINKER, form=str(bits)
+            )
+        return self.quantized[key], Operand(scale=scale, bits=bits, shape=v.shape)
+
+    def quant(self, v: Value, scale: float, bits: int) -> ir.Value:
+        """A plain tensor as integers; one Quant per tensor and grid."""
+        key = (v.id, scale, bits)
+        if key not in self.quantized:
+            x = self.plain(v)
+            attrs = {"scale_x": scale, "data_bits": bits} | self.common()
+            self.quantized[key] = self.build.one(
+                f"{x.name}.quant", "Quant", [x], attrs, DTYPES[bits], v.shape, domain=THINKER, form=str(bits)
+            )
+        return self.quantized[key]
+
+    # --- nodes
+
+    def write(self) -> None:
+        for node in self.graph.nodes:
+            try:
+                self.node(node)
+            except LingerError as error:
+                if error.layer or str(error).startswith(node.name):
+                    raise
+                raise LingerError(f"{node.name}: {error}" + (f" ({node.source})" if node.source else "")) from error
+
+    def node(self, node: Node) -> None:
+        module = self.modules.get(node.module) if node.module is not None else None
+        if isinstance(module, IntModule):
+            self.lowered(node, module)
+        elif not node.inputs():
+            return  # made without any tensor: a constant, written where it is used
+        elif node.op in MOVES:
+            self.moved(node)
+        else:
+            self.float_op(node)
+
+    def moved(self, node: Node) -> None:
+        source = node.inputs()[0]
+        keeps = source.scale is not None and all(v.scale is not None for v in node.outputs)
+        x = self.exact[source.id] if keeps else self.plain(source)
+        if not keeps and source.scale is not None:
+            self.islands.append(f"{node.name} ({node.op})")
+        held = self.exact if keeps else self.floats
+        for v, made in zip(node.outputs, MOVES[node.op](self.build, node, x), strict=True):
+            held[v.id] = made
+
+    def float_op(self, node: Node) -> None:
+        row = FLOAT_OPS.get(node.op)
+        if row is None:
+            raise LingerError(
+                f"{node.name}: {node.op} at {node.source} cannot be exported, allowed are fixed-point layers, calls that move "
+                f"values, and {', '.join(sorted(FLOAT_OPS))}; rewrite the call, or keep it out of the exported net"
+            )
+        self.islands.append(f"{node.name} ({node.op})")
+        self.floats[node.outputs[0].id] = row(self, node)
+
+    def lowered(self, node: Node, module: IntModule) -> None:
+        assert node.module is not None
+        module.require_ranges()
+        values = node.inputs()
+        bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
+        taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
+        out = node.outputs[0]
+        if out.scale is None:
+            raise LingerError(f"{node.name}: the result has no grid; report this layer")
+        call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
+        call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
+        steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
+        if module.weighted:
+            self.peaks[node.module] = module.accumulator_peak()
+        made: list[ir.Value] = []
+        for i, step in enumerate(steps):
+            last = i == len(steps) - 1
+            made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last))
+        self.exact[out.id] = made[-1] if made else taken[0][0]
+
+    def constant_lowering(
+        self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
+    ) -> tuple[Lowered, ...]:
+        """What the module lowers to, which must not depend on a dynamic size."""
+        assert out.scale is not None
+        count = 1 + len(self.build.symbols)
+        each: list[tuple[Lowered, ...]] = []
+        for k in range(count):
+            at = tuple(Operand(scale=o.scale, bits=o.bits, shape=_at(o.shape, k)) for o in operands)
+            each.append(module.lower(at, Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k)), call))
+        for symbol, other in zip(self.build.symbols, each[1:], strict=True):
+            for a, b in zip(each[0], other, strict=True):
+                wrong = [key for key in a.attrs if a.attrs[key] != b.attrs[key]]
+                if wrong or a.form != b.form:
+                    raise LingerError(
+                        f"{node.name}: {', '.join(wrong) or a.op_type} changes with dynamic axis {symbol!r}; fix that axis"
+                    )
+        return each[0]
+
+    def step(
+        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool
+    ) -> ir.Value:
+        inputs: list[ir.Value] = []
+        for i in step.inputs:
+            if isinstance(i, int):
+                inputs.append(operands[i])
+            elif i.startswith("%"):
+                inputs.append(made[int(i[1:])])
+            else:
+                inputs.append(self.build.constant(f"{node.module}.{i}", step.params[i]))
+        standard = step.bits in STANDARD.get(step.op_type, ())
+        attrs = dict(step.attrs) | ({} if step.op_type in QUIET else self.common())
+        if "parameter_bits" in attrs:
+            allowed = self.build.target.parameter_bits
+            attrs["parameter_bits"] = min(
+                (b for b in allowed if b >= attrs["parameter_bits"]), default=attrs["parameter_bits"]
+            )
+        name = node.name if last else f"{node.name}.{step.op_type}"
+        return self.build.one(
+            name, step.op_type, inputs, attrs, DTYPES[step.bits], shape, domain="" if standard else THINKER,
+            form=None if standard else step.form,
+        )  # fmt: skip
+
+
+def _at(shape: Sequence[int], k: int) -> tuple[int, ...]:
+    return tuple(getattr(s, "values", (int(s),) * (k + 1))[k] for s in shape)

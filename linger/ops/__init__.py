@@ -1,0 +1,56 @@
+"""The op table. A new op is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from linger.ops import (
+    batchnorm,
+    cat,
+    conv,
+    conv_transpose,
+    convbn,
+    divide,
+    elementwise,
+    linear,
+    pad,
+    pool,
+    quant,
+    reduce,
+    relu6,
+    standard,
+)
+from linger.ops._base import IntModule, Lowered, Op, Operand
+
+MODULES = (
+    quant,
+    conv,
+    conv_transpose,
+    convbn,
+    linear,
+    batchnorm,
+    relu6,
+    pool,
+    elementwise,
+    divide,
+    reduce,
+    cat,
+    pad,
+    standard,
+)
+ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
+
+BY_NAME: dict[str, Op] = {name: op for op in ROWS for name in (op.name, *op.aliases)}
+BY_FLOAT: dict[type[nn.Module], Op] = {}
+for _op in ROWS:
+    for _cls in (*_op.floats, *((_op.normalized,) if _op.normalized else ())):
+        if _cls in BY_FLOAT:
+            raise ImportError(f"{_cls.__name__} belongs to {BY_FLOAT[_cls].name} and to {_op.name}")
+        BY_FLOAT[_cls] = _op
+SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
+BY_CALL: dict[Callable[..., Any], Op] = {call: op for op in ROWS for call in op.calls}
+
+__all__ = ["BY_CALL", "BY_FLOAT", "BY_NAME", "ROWS", "SITES", "IntModule", "Lowered", "Op", "Operand"]

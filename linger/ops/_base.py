@@ -1,0 +1,297 @@
+"""What an op is: a frozen row (Op) that names its float module or calls, its twins, its NumPy reference and its body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linger import observe
+from linger.errors import LingerError
+from linger.numerics import FLOAT32_EXACT, Grid, fake_quant, grid_of, highest, levels, scale_from_running, set_grid
+
+DRY: ContextVar[bool] = ContextVar("DRY", default=False)  # a forward made only to create sites: ranges may be missing
+UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
+ALLOWED_DATA_BITS = (8, 16, 32)
+ALLOWED_PARAMETER_BITS = (4, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node."""
+
+    op_type: str
+    inputs: tuple[int | str, ...]
+    attrs: Mapping[str, Any]
+    params: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bits: int = 8
+    form: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """A tensor that enters or leaves a node: its scale (a power of two), bits and shape."""
+
+    scale: float
+    bits: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Op:
+    """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
+
+    ``calls`` are the functions that ``site`` stands for; ``names`` gives the names of a call's arguments after the first.
+    """
+
+    name: str
+    run: Callable[..., np.ndarray]
+    body: Callable[[str, int], tuple[str, str]]
+    integer: type[nn.Module] | None = None
+    floats: tuple[type[nn.Module], ...] = ()
+    normalized: type[nn.Module] | None = None
+    calls: tuple[Callable[..., Any], ...] = ()
+    site: str = ""
+    names: Mapping[Callable[..., Any], tuple[str, ...]] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+def twin(cls: type[nn.Module], source: nn.Module) -> Any:
+    """An instance of ``cls`` with the same parameters, buffers, hooks and attributes (the same objects) as ``source``."""
+    new = cls.__new__(cls)
+    for key, value in source.__dict__.items():
+        new.__dict__[key] = value.copy() if isinstance(value, dict) else value
+    return new
+
+
+def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -> None:
+    """Raise LingerError for a width that has no grid."""
+    for what, bits, allowed in (
+        ("data_bits", data_bits, ALLOWED_DATA_BITS),
+        ("parameter_bits", parameter_bits, ALLOWED_PARAMETER_BITS),
+        ("out_bits", out_bits, ALLOWED_DATA_BITS),
+    ):
+        if bits not in allowed:
+            raise LingerError(f"{what} is {bits}, allowed are {', '.join(map(str, allowed))}; choose one of them")
+
+
+class IntModule(nn.Module):
+    """State and bookkeeping that every fixed-point twin and site shares. Mixed in before the torch class.
+
+    Buffers ``running_<name>`` (0-d float32) for each name in ``observed``; ``scale_<name>`` are derived from them and
+    appear in the state dict under upstream's keys.
+    """
+
+    observed: ClassVar[tuple[str, ...]] = ("x", "o")
+    weighted: ClassVar[bool] = False
+    data_bits: int
+    parameter_bits: int
+    out_bits: int
+    normalize_data: float | None
+    normalize_weight: float | None
+    normalize_bias: float | None
+    ahead_relu: bool
+    exact_in_float32: bool
+
+    def start(
+        self,
+        *,
+        data_bits: int = 8,
+        parameter_bits: int = 8,
+        out_bits: int = 8,
+        normalize_data: float | None = None,
+        normalize_weight: float | None = None,
+        normalize_bias: float | None = None,
+        ahead_relu: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """Add the fixed-point state to a module made by ``twin`` or by its constructor."""
+        check_bits(data_bits, parameter_bits, out_bits)
+        self.data_bits, self.parameter_bits, self.out_bits = data_bits, parameter_bits, out_bits
+        self.normalize_data, self.normalize_weight, self.normalize_bias = (
+            normalize_data,
+            normalize_weight,
+            normalize_bias,
+        )
+        self.ahead_relu = ahead_relu
+        self.exact_in_float32 = True
+        self._proved: tuple[int, ...] | None = None
+        self._ranged: set[str] = set()
+        for name in self.observed:
+            self.register_buffer(f"running_{name}", torch.zeros((), device=device))
+
+    clamp_data = property(lambda self: self.normalize_data)
+    clamp_weight = property(lambda self: self.normalize_weight)
+    clamp_bias = property(lambda self: self.normalize_bias)
+    o_bits = property(lambda self: self.out_bits)
+
+    @classmethod
+    def refuses(cls, source: Any) -> str:
+        """Why this float module has no integer form and stays in float; "" where it has one."""
+        return ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            if torch.compiler.is_compiling():
+                return super().__call__(*args, **kwargs)
+            try:
+                return super().__call__(*args, **kwargs)
+            except LingerError as error:
+                error.module = error.module or self
+                raise
+
+    # --- grids
+
+    def running(self, name: str) -> Tensor:
+        return self._buffers[f"running_{name}"]  # type: ignore[return-value]
+
+    def observe(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
+        """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
+        if self.training:
+            with torch.no_grad():
+                observe.update(self.running(name), observe.peak(x, ahead_relu, bound), f"running_{name}")
+        else:
+            self.require_range(name)
+
+    def require_range(self, name: str) -> None:
+        """Raise unless ``running_<name>`` has seen a finite batch; asked once after every ``train()`` and load."""
+        if name in self._ranged or torch.compiler.is_compiling() or DRY.get():
+            return
+        value = float(self.running(name))
+        if value == 0:
+            raise LingerError(
+                f"running_{name} is 0, so no batch has been seen; run at least one batch in train mode, "
+                "or load a fixed-point checkpoint"
+            )
+        if not np.isfinite(value):
+            raise LingerError(f"running_{name} is {value}, allowed are finite values; the training diverged")
+        self._ranged.add(name)
+
+    def require_ranges(self) -> None:
+        """Raise unless every range that this module always uses was observed."""
+        if "o" in self.observed:
+            self.require_range("o")
+
+    def scale(self, name: str, bits: int) -> Tensor:
+        return scale_from_running(self.running(name), bits)
+
+    def enter(self, x: Tensor, name: str = "x", bits: int | None = None) -> tuple[Tensor, Tensor]:
+        """The operand on a grid of ``bits`` bits, and its scale: as it comes, requantized, or quantized here."""
+        bits = self.data_bits if bits is None else bits
+        grid = grid_of(x)
+        if grid is None:
+            self.observe(name, x)
+            scale = self.scale(name, bits)
+            return fake_quant(x.float(), scale, bits), scale
+        scale = grid.scale if grid.bits == bits else grid.scale * 2.0 ** (bits - grid.bits)
+        running = self._buffers.get(f"running_{name}")
+        if self.training and running is not None:
+            running.copy_(levels(min(bits, 24)) / scale)
+        return (x if grid.bits == bits else fake_quant(x, scale, bits)), scale
+
+    def operand_name(self, position: int) -> str:
+        """Under which name the range of the operand at ``position`` is observed where it comes without a grid."""
+        return "xy"[position]
+
+    def operand_bits(self, bits: Sequence[int]) -> int:
+        """Width that every operand is brought to, given the widths they come in (0 for a plain tensor)."""
+        return self.data_bits
+
+    def leave(self, y: Tensor, finest: Tensor) -> Tensor:
+        """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
+        self.observe("o", y, self.ahead_relu, self.normalize_data)
+        scale = torch.minimum(self.scale("o", self.out_bits), finest)
+        out = fake_quant(y, scale, self.out_bits, self.normalize_data).float()
+        return set_grid(out, Grid(scale, self.out_bits))
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        """The nodes that compute the same integers; ``call`` holds the non-tensor arguments of a functional call."""
+        raise NotImplementedError
+
+    # --- proof of exactness, from the actual weights
+
+    def accumulator_peak(self) -> float:
+        """An upper bound of |accumulator| in LSB; below 2^24 every partial sum is exact in float32."""
+        return 0.0
+
+    def prove(self) -> None:
+        """Decide float32 or float64 from the weights as they are now; with a margin of one bit while they still move."""
+        if torch.compiler.is_compiling() or (self.training and self._proved is not None):
+            return
+        key = tuple(p._version for p in (*self._parameters.values(), *self._buffers.values()) if p is not None)
+        if key != self._proved:
+            self.exact_in_float32 = self.accumulator_peak() < (FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT)
+            self._proved = key
+
+    def forget(self) -> None:
+        """Weights or ranges may have changed: prove and check again at the next forward."""
+        self._proved = None
+        self._ranged = set()
+
+    def train(self, mode: bool = True) -> Any:
+        self.forget()
+        return super().train(mode)
+
+    # --- state dict: upstream's keys
+
+    def derived(self) -> dict[str, Tensor]:
+        """The keys of upstream's state dict that follow from the running ranges."""
+        bits = {"o": self.out_bits}
+        return {f"scale_{n}": self.scale(n, bits.get(n, self.data_bits)) for n in self.observed}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for key, value in self.derived().items():
+            destination[prefix + key] = value.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, *rest: Any
+    ) -> None:
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            name = key[len(prefix) :]
+            if name not in UPSTREAM_ONLY and not name.startswith(("running_", "scale_")):
+                continue
+            if name in self._buffers:
+                state_dict[key] = state_dict[key].reshape(self._buffers[name].shape)  # type: ignore[union-attr]
+            else:
+                del state_dict[key]
+        new: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, new, *rest)
+        missing += [k for k in new if not k[len(prefix) :].startswith("running_")]
+        self.forget()
+
+
+# --- pieces of ONNX text shared by the bodies
+
+
+def constants(**values: str) -> str:
+    """``Constant`` statements, one per name: ``@attr`` reads a float attribute, anything else is ONNX tensor text."""
+    out = []
+    for name, value in values.items():
+        if value.startswith("@"):
+            out.append(f"{name} = Constant <value_float: float = {value}> ()")
+        else:
+            out.append(f"{name} = Constant <value = {value}> ()")
+    return "\n".join(out) + "\n"
+
+
+ONNX_INT = {8: 3, 16: 5, 32: 6}
+
+
+def requant_text(source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True) -> str:
+    """Statements for saturate(floor(source * multiplier + 1/2), bits), computed in float (or double) where exact."""
+    kind = "double" if double else "float"
+    hi = highest(bits)
+    p = f"{result}_"
+    text = constants(
+        **{f"{p}half": f"{kind} {{0.5}}", f"{p}lo": f"{kind} {{{-(2 ** (bits - 1))}}}", f"{p}hi": f"{kind} {{{hi}}}"}
+    )
+    text += f"{p}m = Mul ({source}, {multiplier})\n{p}h = Add ({p}m, {p}half)\n{p}f = Floor ({p}h)\n"
+    clipped = f"{p}c" if cast else result
+    text += f"{clipped} = Clip ({p}f, {p}lo, {p}hi)\n"
+    return text + (f"{result} = Cast <to: int = {ONNX_INT[bits]}> ({clipped})\n" if cast else "")

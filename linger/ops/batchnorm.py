@@ -1,0 +1,163 @@
+"""Batch normalization standing alone: one multiplication and one addition per channel.
+
+    alpha = gamma / sqrt(var + eps),   beta' = beta - mean * alpha                                     (1)
+    acc = q_x * q_alpha + q_beta',   out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))           (2)
+
+Training normalizes with the batch's mean and biased variance, which are also what the running statistics follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from linger.numerics import (
+    FLOAT32_EXACT,
+    bound_parameter,
+    fake_quant,
+    levels,
+    quantize,
+    scale_from_weight,
+)
+from linger.ops._base import IntModule, Lowered, Op, Operand, requant_text
+from linger.ops._normalize import Normalized
+from linger.ops._weighted import multiplier_text, output_bits, requantize
+
+
+def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance: of the batch in training (the running ones follow), else the running ones."""
+    if not (m.training or m.running_mean is None):
+        return m.running_mean, m.running_var
+    dims = [d for d in range(x.dim()) if d != 1]
+    var, mean = torch.var_mean(x, dims, correction=0)
+    if m.training and m.track_running_stats:
+        with torch.no_grad():
+            m.num_batches_tracked.add_(1)
+            momentum = 1.0 / m.num_batches_tracked if m.momentum is None else m.momentum
+            m.running_mean.copy_(m.running_mean + (mean.detach() - m.running_mean) * momentum)
+            m.running_var.copy_(m.running_var + (var.detach() - m.running_var) * momentum)
+    return mean, var
+
+
+def _affine(m: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Equation (1) within the bounds."""
+    alpha = torch.rsqrt(var + m.eps) if m.weight is None else m.weight * torch.rsqrt(var + m.eps)
+    beta = -mean * alpha if m.bias is None else m.bias - mean * alpha
+    return bound_parameter(alpha, m.normalize_weight), bound_parameter(beta, m.normalize_bias)
+
+
+def _channels(v: Tensor, x: Tensor) -> Tensor:
+    return v.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+class _BatchNormInt(IntModule):
+    weighted = True
+    op_type = "BatchNorm2dInt"
+
+    @classmethod
+    def refuses(cls, source: Any) -> str:
+        return "" if source.running_mean is not None else "track_running_stats=False leaves no statistics to store"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, s_x = self.enter(x)
+        alpha, beta = _affine(self, *_statistics(self, x))
+        s_w = scale_from_weight(alpha, self.parameter_bits)
+        w = _channels(fake_quant(alpha, s_w, self.parameter_bits), x).double()
+        b = _channels(fake_quant(beta, s_x * s_w, 32), x).double()
+        return self.leave(x * w + b, s_x * s_w)
+
+    def derived(self) -> dict[str, Tensor]:
+        if self.running_mean is None:
+            return super().derived()
+        alpha, _ = _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
+        s_w = scale_from_weight(alpha, self.parameter_bits)
+        return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
+
+    @torch.no_grad()
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        x = operands[0]
+        alpha, beta = _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
+        s_w = scale_from_weight(alpha, self.parameter_bits)
+        params = {"weight": quantize(alpha, s_w, self.parameter_bits), "bias": quantize(beta, s_w * x.scale, 32)}
+        attrs = {
+            "data_bits": x.bits, "parameter_bits": self.parameter_bits, "o_bits": out.bits,
+            "scale_x": x.scale, "scale_w": float(s_w), "scale_o": out.scale,
+        }  # fmt: skip
+        peak = np.abs(params["weight"].astype(np.float64)) * 2.0 ** (x.bits - 1) + np.abs(
+            params["bias"].astype(np.float64)
+        )
+        form = f"{'f32' if peak.max() < FLOAT32_EXACT else 'f64'}r{len(out.shape)}"
+        form += "" if out.bits == 8 else f"_o{out.bits}"
+        return (
+            Lowered(
+                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, params=params, bits=out.bits, form=form
+            ),
+        )
+
+
+class BatchNorm2dInt(_BatchNormInt, nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` in fixed point."""
+
+
+class BatchNorm1dInt(_BatchNormInt, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` in fixed point."""
+
+    op_type = "BatchNorm1dInt"
+
+
+class _NormalizeBatchNorm(Normalized):
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, beta = _affine(self, *_statistics(self, x))
+        return self.bound_output(x * _channels(alpha, x) + _channels(beta, x))
+
+    def extra_repr(self) -> str:
+        return self.bounds_repr()
+
+
+class NormalizeBatchNorm2d(_NormalizeBatchNorm, nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` whose factors and output stay within bounds."""
+
+
+class NormalizeBatchNorm1d(_NormalizeBatchNorm, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` whose factors and output stay within bounds."""
+
+
+def run(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    *,
+    scale_x: float,
+    scale_w: float,
+    scale_o: float,
+    o_bits: int = 8,
+    **_: Any,
+) -> np.ndarray:
+    """x (N, C, *), w (C), b (C) int32; equation (2)."""
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    acc = x.astype(np.int64) * w.astype(np.int64).reshape(shape) + b.astype(np.int64).reshape(shape)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    base, bits = output_bits(form)
+    kind, rank = base.split("r")
+    double = kind == "f64"
+    to = 11 if double else 1
+    shape = ", ".join(["1", "-1"] + ["1"] * (int(rank) - 2))
+    text = f"s = Constant <value = int64[{rank}] {{{shape}}}> ()\n"
+    text += "".join(f"{n}f = Cast <to: int = {to}> ({n})\n" for n in ("X", "W", "B"))
+    text += "Wr = Reshape (Wf, s)\nBr = Reshape (Bf, s)\nP = Mul (Xf, Wr)\nA = Add (P, Br)\n"
+    return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
+
+
+OPS = (
+    Op(name="BatchNorm2dInt", run=run, body=body, integer=BatchNorm2dInt, floats=(nn.BatchNorm2d,),
+       normalized=NormalizeBatchNorm2d, aliases=("QBatchNorm2d",)),
+    Op(name="BatchNorm1dInt", run=run, body=body, integer=BatchNorm1dInt, floats=(nn.BatchNorm1d,),
+       normalized=NormalizeBatchNorm1d),
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""Concatenation: every input is brought to the output grid.
+
+out = [ sat(rsh(x_i, log2(s_i / s_o))) for every i ]                                               (1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linger import observe
+from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
+from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._site import Site
+from linger.ops._weighted import output_bits
+
+
+class CatSite(Site):
+    """``torch.cat`` of any number of tensors."""
+
+    op_type = "iqCat"
+
+    def forward(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+        self.out_bits = bits = self.width(*tensors)
+        entered = [self.operand(t, f"x{i}", bits) for i, t in enumerate(tensors)]
+        if self.training:
+            with torch.no_grad():
+                peaks = torch.stack([observe.peak(x) for x, _ in entered])
+                observe.update(self.running("o"), peaks.amax(), "running_o")
+        scale = torch.minimum(self.scale("o", bits), torch.stack([s for _, s in entered]).amin())
+        out = torch.cat([fake_quant(x, scale, bits) for x, _ in entered], dim)
+        return set_grid(out, Grid(scale, bits))
+
+    def operand_name(self, position: int) -> str:
+        return f"x{position}"
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        dim = call.get("dim", call.get(1, 0)) % len(out.shape)
+        attrs = {f"scale_x_{i}": x.scale for i, x in enumerate(operands)}
+        attrs |= {"scale_o": out.scale, "dim": dim, "axis": dim, "o_bits": out.bits}
+        form = f"n{len(operands)}" + ("" if out.bits == 8 else f"_o{out.bits}")
+        inputs = tuple(range(len(operands)))
+        return (Lowered(op_type=self.op_type, inputs=inputs, attrs=attrs, bits=out.bits, form=form),)
+
+
+def run(
+    *x: np.ndarray, scale_o: float, dim: int | None = None, axis: int | None = None, o_bits: int = 0, **scales: Any
+) -> np.ndarray:
+    """Equation (1); ``scale_x_<i>`` belongs to input i."""
+    bits = o_bits or 8 * x[0].dtype.itemsize
+    where = dim if dim is not None else axis
+    parts = [shift_round(v, exponent(scales[f"scale_x_{i}"]) - exponent(scale_o)) for i, v in enumerate(x)]
+    return np.concatenate([saturate(p, bits) for p in parts], axis=where or 0)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    base, bits = output_bits(form)
+    n = int(base[1:])
+    double = bits > 16
+    to = 11 if double else 1
+    text = constants(so="@scale_o")
+    for i in range(n):
+        text += (
+            constants(**{f"s{i}": f"@scale_x_{i}"}) + f"m{i}f = Div (so, s{i})\nm{i} = Cast <to: int = {to}> (m{i}f)\n"
+        )
+        text += f"x{i}f = Cast <to: int = {to}> (X{i})\n" + requant_text(f"x{i}f", f"m{i}", f"q{i}", bits, double)
+    text += f"Y = Concat <axis: int = @dim> ({', '.join(f'q{i}' for i in range(n))})\n"
+    return ", ".join(f"X{i}" for i in range(n)), text
+
+
+OPS = (
+    Op(name="iqCat", run=run, body=body, integer=CatSite, site="iqcat",
+       calls=(torch.cat, torch.concat, torch.concatenate, torch.stack), aliases=("QCat",)),
+)  # fmt: skip

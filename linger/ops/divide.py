@@ -1,0 +1,90 @@
+"""Quotient of two tensors, or of a tensor and a number, with broadcasting.
+
+    x / y:  N = q_x * 2^max(m, 0),  D = q_y * 2^max(-m, 0),  m = log2(s_o * s_y / s_x)                 (1)
+    out = sat( floor(N / D + 1/2) ) = sat( floor((2 N + D) / (2 D)) )  with the sign moved to N        (2)
+
+Division by zero saturates with the sign of the dividend; 0 / 0 is 0. For q_y / s_y = 2^k this is rsh(q_x, k + ...), the
+form that the chip has (``engine`` 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linger import observe
+from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
+from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._site import Site, binary_nodes
+from linger.ops._weighted import output_bits
+
+FINEST = 20  # |m| at most: every term of (2) stays an exact float64
+
+
+class DivSite(Site):
+    """``x / y``"""
+
+    op_type = "iqDiv"
+
+    def forward(self, x: Any, y: Any, *, rounding_mode: None = None) -> Tensor:
+        self.out_bits = bits = self.width(x, y)
+        x, s_x = self.operand(x, "x", bits)
+        y, s_y = self.operand(y, "y", bits)
+        ideal = x / y
+        if self.training:
+            with torch.no_grad():
+                observe.update(
+                    self.running("o"), observe.peak(torch.where(y == 0, x.new_zeros(()), ideal)), "running_o"
+                )
+        else:
+            self.require_range("o")
+        ratio = s_x / s_y
+        scale = torch.maximum(torch.minimum(self.scale("o", bits), ratio * 2.0**FINEST), ratio * 2.0**-FINEST)
+        n = x.detach().double() * s_x.double() * y.detach().sign()
+        d = y.detach().double().abs() * s_y.double()
+        m = (scale / ratio).double()
+        n, d = n * m.clamp_min(1), d / m.clamp_max(1)
+        q = torch.floor((2 * n + d) / torch.where(d == 0, torch.ones_like(d), 2 * d))
+        zero = torch.where(y.detach() == 0, x.detach().double().sign() * 2.0**40, q)
+        return set_grid(straight_through(ideal, zero, scale.double(), bits).float(), Grid(scale, bits))
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return binary_nodes(self.op_type, operands, out, call)
+
+
+def run(
+    x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
+) -> np.ndarray:
+    """Equations (1), (2)."""
+    m = exponent(scale_o) + exponent(scale_y) - exponent(scale_x)
+    divisor = y.astype(np.int64)
+    n = x.astype(np.int64) * np.sign(divisor) << max(m, 0)
+    d = np.abs(divisor) << max(-m, 0)
+    q = divide_half_up(n, np.where(d == 0, 1, d))
+    limit = np.sign(x.astype(np.int64)) * np.int64(2**40)
+    return saturate(np.where(d == 0, limit, q), o_bits or 8 * x.dtype.itemsize)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    _, bits = output_bits(form)
+    text = constants(
+        sx="@scale_x", sy="@scale_y", so="@scale_o", one="double {1.0}", two="double {2.0}", zero="double {0.0}"
+    )
+    text += (
+        constants(big=f"double {{{2**40}}}") + "osy = Mul (so, sy)\nmf = Div (osy, sx)\nm = Cast <to: int = 11> (mf)\n"
+    )
+    text += "up = Max (m, one)\ndn = Min (m, one)\nXd = Cast <to: int = 11> (X)\nYd = Cast <to: int = 11> (Y0)\n"
+    text += "ys = Sign (Yd)\nya = Abs (Yd)\nxs = Sign (Xd)\nxn = Mul (Xd, ys)\nn = Mul (xn, up)\nd = Div (ya, dn)\n"
+    text += "d2 = Mul (d, two)\nz = Equal (d, zero)\nds = Where (z, one, d2)\nn2 = Mul (n, two)\nnd = Add (n2, d)\n"
+    text += "r = Div (nd, ds)\nf = Floor (r)\nl = Mul (xs, big)\nq = Where (z, l, f)\n"
+    return "X, Y0", text + requant_text("q", "one", "Y", bits, double=True)
+
+
+OPS = (
+    Op(name="iqDiv", run=run, body=body, integer=DivSite, site="iqdiv",
+       calls=(torch.div, Tensor.div, Tensor.div_, torch.divide, torch.true_divide, Tensor.__rdiv__)),
+)  # fmt: skip

@@ -1,0 +1,134 @@
+"""Sum, difference and product of two tensors, or of a tensor and a number, with broadcasting.
+
+    iqAdd, iqSub  out = sat( sat(rsh(x, log2(s_x/s_o))) +- sat(rsh(y, log2(s_y/s_o))) )                (1)
+    iqMul         out = sat( rsh(x * y, log2(s_x * s_y / s_o)) )                                       (2)
+
+Each operand of a sum is rounded and clamped before the addition, as the chip does (``engine`` 3); the output grid is
+never finer than an operand's (sum) or than the product's, so that every shift is >= 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linger import observe
+from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
+from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._site import Site, binary_nodes
+from linger.ops._weighted import output_bits
+
+
+class _SumSite(Site):
+    sign = 1
+
+    def forward(self, x: Any, y: Any) -> Tensor:
+        bits = self.width(x, y)
+        x, s_x = self.operand(x, "x", bits)
+        y, s_y = self.operand(y, "y", bits)
+        self.out_bits = bits
+        if self.training:
+            with torch.no_grad():
+                peak = torch.maximum(observe.peak(x), observe.peak(y))
+                peak = torch.maximum(peak, observe.peak(x + y if self.sign > 0 else x - y))
+                observe.update(self.running("o"), peak, "running_o")
+        scale = torch.minimum(torch.minimum(self.scale("o", bits), s_x), s_y)
+        x, y = fake_quant(x, scale, bits), fake_quant(y, scale, bits)
+        return set_grid(fake_quant(x + y if self.sign > 0 else x - y, scale, bits), Grid(scale, bits))
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return binary_nodes(self.op_type, operands, out, call)
+
+
+class AddSite(_SumSite):
+    """``x + y``"""
+
+    op_type = "iqAdd"
+
+
+class SubSite(_SumSite):
+    """``x - y``"""
+
+    op_type = "iqSub"
+    sign = -1
+
+
+class MulSite(Site):
+    """``x * y``"""
+
+    op_type = "iqMul"
+
+    def forward(self, x: Any, y: Any) -> Tensor:
+        self.out_bits = bits = self.width(x, y)
+        x, s_x = self.operand(x, "x", bits)
+        y, s_y = self.operand(y, "y", bits)
+        product = x * y if bits == 8 else x.double() * y.double()
+        return self.leave(product, s_x * s_y)
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return binary_nodes(self.op_type, operands, out, call)
+
+
+def _run_sum(sign: int) -> Any:
+    def run(
+        x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
+    ) -> np.ndarray:
+        """Equation (1); the width of the result is that of ``x`` unless ``o_bits`` is given."""
+        bits = o_bits or 8 * x.dtype.itemsize
+        a = saturate(shift_round(x, exponent(scale_x) - exponent(scale_o)), bits).astype(np.int64)
+        b = saturate(shift_round(y, exponent(scale_y) - exponent(scale_o)), bits).astype(np.int64)
+        return saturate(a + sign * b, bits)
+
+    return run
+
+
+def run_mul(
+    x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
+) -> np.ndarray:
+    """Equation (2)."""
+    product = x.astype(np.int64) * y.astype(np.int64)
+    return saturate(
+        shift_round(product, exponent(scale_x) + exponent(scale_y) - exponent(scale_o)), o_bits or 8 * x.dtype.itemsize
+    )
+
+
+def _operands(names: str = "XY", double: bool = False) -> str:
+    return "".join(f"{n}f = Cast <to: int = {11 if double else 1}> ({n})\n" for n in names)
+
+
+def _body_sum(op: str) -> Any:
+    def body(form: str, opset: int) -> tuple[str, str]:
+        _, bits = output_bits(form)
+        double = bits > 16
+        cast = "Mxf = Div (so, sx)\nMyf = Div (so, sy)\n"
+        to = 11 if double else 1
+        cast += f"Mx = Cast <to: int = {to}> (Mxf)\nMy = Cast <to: int = {to}> (Myf)\n"
+        kind = "double" if double else "float"
+        text = constants(sx="@scale_x", sy="@scale_y", so="@scale_o", one=f"{kind} {{1.0}}") + cast
+        text += _operands(double=double) + requant_text("Xf", "Mx", "A", bits, double, cast=False)
+        text += requant_text("Yf", "My", "B", bits, double, cast=False) + f"S = {op} (A, B)\n"
+        return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("S", "one", "Y", bits, double)
+
+    return body
+
+
+def body_mul(form: str, opset: int) -> tuple[str, str]:
+    _, bits = output_bits(form)
+    double = bits > 8
+    text = constants(sx="@scale_x", sy="@scale_y", so="@scale_o") + "sxy = Mul (sx, sy)\nMf = Div (so, sxy)\n"
+    text += f"M = Cast <to: int = {11 if double else 1}> (Mf)\n" + _operands(double=double) + "P = Mul (Xf, Yf)\n"
+    return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("P", "M", "Y", bits, double)
+
+
+OPS = (
+    Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), integer=AddSite, site="iqadd",
+       calls=(torch.add, Tensor.add, Tensor.add_), aliases=("QAdd",)),
+    Op(name="iqSub", run=_run_sum(-1), body=_body_sum("Sub"), integer=SubSite, site="iqsub",
+       calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.__rsub__, torch.rsub)),
+    Op(name="iqMul", run=run_mul, body=body_mul, integer=MulSite, site="iqmul",
+       calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply), aliases=("QMul",)),
+)  # fmt: skip

@@ -1,0 +1,67 @@
+"""Linear: integer product with the transposed weight, any number of leading dimensions.
+
+acc = x @ w.T + b,   out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                       (1)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linger.numerics import exact_matmul
+from linger.ops._base import Op, requant_text
+from linger.ops._normalize import Normalized
+from linger.ops._weighted import WeightedInt, multiplier_text, output_bits, requantize
+
+
+class LinearInt(WeightedInt, nn.Linear):
+    """``torch.nn.Linear`` in fixed point."""
+
+    op_type = "LinearInt"
+
+    def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+
+class NormalizeLinear(Normalized, nn.Linear):
+    """``torch.nn.Linear`` whose weight, bias and output stay within bounds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.bounded()
+        return self.bound_output(F.linear(x, weight, bias))
+
+
+def run(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    scale_x: float,
+    scale_w: float,
+    scale_o: float,
+    o_bits: int = 8,
+    **_: Any,
+) -> np.ndarray:
+    """x (..., K), w (N, K), b (N) int32 -> (..., N); equation (1)."""
+    acc = exact_matmul(x, w.T)
+    if b is not None:
+        acc = acc + b.astype(np.int64)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    base, bits = output_bits(form)
+    double = base == "f64"
+    to = 11 if double else 1
+    text = "".join(f"{name}f = Cast <to: int = {to}> ({name})\n" for name in ("X", "W", "B"))
+    text += "Wt = Transpose <perm: ints = [1, 0]> (Wf)\nP = MatMul (Xf, Wt)\nA = Add (P, Bf)\n"
+    return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
+
+
+OPS = (
+    Op(name="LinearInt", run=run, body=body, integer=LinearInt, floats=(nn.Linear,), normalized=NormalizeLinear,
+       aliases=("QLinear",)),
+)  # fmt: skip

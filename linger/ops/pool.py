@@ -1,0 +1,246 @@
+"""Average pooling: exact window sums divided by the window's area, on the input's own grid (``engine`` 3).
+
+    out = sat( D(sum of window, k) ),  k = kh * kw, padding counts as zeros                            (1)
+    D(s, k) = floor(s / k + 1/2)                         k a power of two                              (2)
+    D(s, k) = nearest; ties away from zero or towards it, the same for every tie of one k, else        (3)
+
+The direction in (3) is the sign of the error of the chip's 29-bit reciprocal of k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linger.errors import LingerError
+from linger.numerics import Grid, divide_half_up, saturate, set_grid, straight_through
+from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, constants
+from linger.ops._site import Site
+from linger.ops._weighted import split_text
+
+
+@cache
+def ties_away(k: int) -> bool:
+    """Whether ties of a division by ``k`` round away from zero: 29-bit Newton reciprocal of ``engine`` 3, D(x, y, s)."""
+    n = (k - 1).bit_length()
+    y = k / 2**n
+    r = np.floor(2**29 / (np.floor(32 * y) / 32) + 0.5) / 2**29
+    for _ in range(3):
+        t = np.floor((2 - y * r) * 2**30 + 0.5) / 2**30
+        r = np.floor(t * r * 2**29 + 0.5) / 2**29
+    return int(r * 2**29) * k > 2 ** (29 + n)
+
+
+def _pair(v: Any, rank: int) -> tuple[int, ...]:
+    return tuple(v) if isinstance(v, (tuple, list)) else (int(v),) * rank
+
+
+class _AvgPoolInt(IntModule):
+    observed = ("x",)
+    rank = 2
+
+    @classmethod
+    def refuses(cls, source: Any) -> str:
+        uneven = not source.count_include_pad and any(_pair(source.padding, cls.rank))
+        return _refused(source.ceil_mode, uneven, getattr(source, "divisor_override", None))
+
+    def window(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(kernel, strides, padding) for this input."""
+        kernel = _pair(self.kernel_size, self.rank)
+        stride = kernel if self.stride is None else _pair(self.stride, self.rank)
+        return kernel, stride, _pair(self.padding, self.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self.window(x)
+        x, scale = self.enter(x)
+        bits = self.data_bits
+        mean = average(x, scale, bits, kernel, stride, padding)
+        return set_grid(mean, Grid(scale, bits))
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        kernel, stride, padding = self.window(torch.empty(operands[0].shape, device="meta"))
+        return (pool_node(operands[0], kernel, stride, padding),)
+
+
+def _refused(ceil_mode: bool, uneven: bool, divisor: int | None) -> str:
+    found = [
+        n
+        for n, v in (("ceil_mode", ceil_mode), ("count_include_pad=False", uneven), ("divisor_override", divisor))
+        if v
+    ]
+    return f"{', '.join(found)} has no integer form" if found else ""
+
+
+def pool_node(x: Operand, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Lowered:
+    """The AvgPool node on an operand."""
+    attrs = {
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": padding * 2,
+        "ceil_mode": 0,
+        "data_bits": x.bits,
+        "o_bits": x.bits,
+        "scale_x": x.scale,
+        "scale_o": x.scale,
+    }
+    area = int(np.prod(kernel))
+    form = f"r{len(kernel)}k{area}" + ("" if x.bits == 8 else f"_o{x.bits}")
+    return Lowered(op_type=f"AvgPool{len(kernel)}dInt", inputs=(0,), attrs=attrs, bits=x.bits, form=form)
+
+
+def divided(total: Tensor, k: int) -> Tensor:
+    """Equations (2), (3) on window sums in LSB (float64 holding integers)."""
+    if k & (k - 1) == 0:
+        return torch.floor((2 * total + k) / (2 * k))
+    return torch.floor((2 * total.abs() + k - (not ties_away(k))) / (2 * k)) * total.sign()
+
+
+def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any) -> Tensor:
+    """Equation (1) on a tensor whose grid is ``scale``; the gradient is that of the float average."""
+    pool: Any = F.avg_pool2d if len(kernel) == 2 else F.avg_pool1d
+    area = int(np.prod(kernel))
+    mean = pool(x.double() if bits > 8 or area > 2**12 else x, kernel, stride, padding)
+    total = torch.round(mean.detach().double() * (scale.double() * area))
+    return straight_through(mean, divided(total, area), scale, bits).float()
+
+
+class AvgPool2dInt(_AvgPoolInt, nn.AvgPool2d):
+    """``torch.nn.AvgPool2d`` in fixed point."""
+
+
+class AvgPool1dInt(_AvgPoolInt, nn.AvgPool1d):
+    """``torch.nn.AvgPool1d`` in fixed point."""
+
+    rank = 1
+
+
+class _AdaptiveInt(_AvgPoolInt):
+    @classmethod
+    def refuses(cls, source: Any) -> str:
+        return ""
+
+    def window(self, x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        return adaptive_window(x.shape[-self.rank :], self.output_size)
+
+
+class AdaptiveAvgPool2dInt(_AdaptiveInt, nn.AdaptiveAvgPool2d):
+    """``torch.nn.AdaptiveAvgPool2d`` in fixed point, for output sizes that divide the input."""
+
+
+class AdaptiveAvgPool1dInt(_AdaptiveInt, nn.AdaptiveAvgPool1d):
+    """``torch.nn.AdaptiveAvgPool1d`` in fixed point, for output sizes that divide the input."""
+
+    rank = 1
+
+
+class PoolSite(Site):
+    """``F.avg_pool1d``, ``F.avg_pool2d``, ``F.adaptive_avg_pool1d``, ``F.adaptive_avg_pool2d`` on a gridded tensor."""
+
+    observed = ()
+
+    def window(self, x: Any, call: Mapping[Any, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(kernel, strides, padding) of the functional call, adaptive where it has an ``output_size``."""
+        rank = len(x.shape) - 2
+        if "output_size" in call:
+            return adaptive_window(x.shape[2:], call["output_size"])
+        kernel = _pair(call["kernel_size"], rank)
+        padding = _pair(call.get("padding", 0), rank)
+        uneven = not call.get("count_include_pad", True) and any(padding)
+        reason = _refused(call.get("ceil_mode", False), uneven, call.get("divisor_override"))
+        if reason:
+            raise LingerError(f"{reason}; drop it, or use a module and keep it in float with disable_quant")
+        stride = call.get("stride")
+        return kernel, kernel if stride is None or stride == [] else _pair(stride, rank), padding
+
+    def forward(self, x: Tensor, **call: Any) -> Tensor:
+        bits = self.width(x)
+        x, scale = self.operand(x, "x", bits)
+        return set_grid(average(x, scale, bits, *self.window(x, call)), Grid(scale, bits))
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return (pool_node(operands[0], *self.window(operands[0], call)),)
+
+
+def adaptive_window(sizes: Any, output_size: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The equal windows of an adaptive pool."""
+    wanted = _pair(output_size, len(sizes))
+    if any(o is not None and s % o for s, o in zip(sizes, wanted, strict=True)):
+        raise LingerError(f"output_size {wanted} does not divide the input {tuple(sizes)}; choose sizes that divide")
+    kernel = tuple(int(s) // (o or int(s)) for s, o in zip(sizes, wanted, strict=True))
+    return kernel, kernel, (0,) * len(kernel)
+
+
+def run(
+    x: np.ndarray,
+    *,
+    kernel_shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[int, ...],
+    **_: Any,
+) -> np.ndarray:
+    """x (N, C, *space) -> the same width; equations (1) to (3)."""
+    rank = len(kernel_shape)
+    padded = np.pad(x.astype(np.int64), ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
+    windows = sliding_window_view(padded, kernel_shape, axis=tuple(range(2, 2 + rank)))
+    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+    total = windows.sum(axis=tuple(range(-rank, 0)))
+    k = int(np.prod(kernel_shape))
+    if k & (k - 1) == 0:
+        return saturate(divide_half_up(total, k), 8 * x.dtype.itemsize)
+    nearest = (2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)
+    return saturate(np.sign(total) * nearest, 8 * x.dtype.itemsize)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    base, _, bits = form.partition("_o")
+    area = int(base.partition("k")[2])
+    pieces = int(bits or 8) // 8  # each window sum of 8-bit pieces is exact in float32
+    text = "Xd = Cast <to: int = 11> (X)\n" + split_text("Xd", "x", pieces, 8)
+    text += "sh = Shape (X)\n" + "a1 = Constant <value = int64[1] {1}> ()\na2 = Constant <value = int64[1] {2}> ()\n"
+    text += f"big = Constant <value = int64[1] {{{2**31}}}> ()\nz = Constant <value = int64[1] {{0}}> ()\n"
+    text += "sp = Slice (sh, a2, big)\nm1 = Constant <value = int64[1] {-1}> ()\nflat = Concat <axis: int = 0> (m1, a1, sp)\n"
+    text += "ks = Constant <value_ints: ints = @kernel_shape> ()\nws = Concat <axis: int = 0> (a1, a1, ks)\n"
+    text += "W = ConstantOfShape <value = float[1] {1}> (ws)\n"
+    for i in range(pieces):
+        text += f"r{i} = Reshape (x{i}, flat)\nc{i} = Conv <strides: ints = @strides, pads: ints = @pads, "
+        text += f"kernel_shape: ints = @kernel_shape> (r{i}, W)\n" + constants(**{f"p{i}": f"double {{{256**i}}}"})
+        text += f"d{i} = Cast <to: int = 11> (c{i})\ne{i} = Mul (d{i}, p{i})\n"
+        text += f"t{i} = Add (t{i - 1}, e{i})\n" if i else f"t{i} = Identity (e{i})\n"
+    text += f"so = Shape (t{pieces - 1})\nsos = Slice (so, a2, big)\nnc = Slice (sh, z, a2)\n"
+    text += f"back = Concat <axis: int = 0> (nc, sos)\nS = Reshape (t{pieces - 1}, back)\n"
+    return "X", text + division_text("S", area, int(bits or 8))
+
+
+def division_text(source: str, k: int, bits: int) -> str:
+    """Statements for ``Y`` = D(source, k) on a double ``source`` of integers."""
+    power = k & (k - 1) == 0
+    add = k if power or ties_away(k) else k - 1
+    text = constants(two="double {2.0}", k2=f"double {{{2 * k}}}", add=f"double {{{add}}}")
+    if power:
+        text += f"t = Mul ({source}, two)\nu = Add (t, add)\nv = Div (u, k2)\nq = Floor (v)\n"
+    else:
+        text += f"a = Abs ({source})\nt = Mul (a, two)\nu = Add (t, add)\nv = Div (u, k2)\nf = Floor (v)\n"
+        text += f"s = Sign ({source})\nq = Mul (f, s)\n"
+    return text + f"Y = Cast <to: int = {ONNX_INT[bits]}> (q)\n"
+
+
+WINDOW = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+CALL_NAMES: dict[Any, tuple[str, ...]] = {
+    F.avg_pool1d: WINDOW, F.avg_pool2d: WINDOW, F.adaptive_avg_pool1d: ("output_size",), F.adaptive_avg_pool2d: ("output_size",),
+}  # fmt: skip
+
+OPS = (
+    Op(name="AvgPool2dInt", run=run, body=body, integer=AvgPool2dInt, floats=(nn.AvgPool2d,), aliases=("QAvgPool2d",)),
+    Op(name="AvgPool1dInt", run=run, body=body, integer=AvgPool1dInt, floats=(nn.AvgPool1d,)),
+    Op(name="AdaptiveAvgPool2dInt", run=run, body=body, integer=AdaptiveAvgPool2dInt, floats=(nn.AdaptiveAvgPool2d,)),
+    Op(name="AdaptiveAvgPool1dInt", run=run, body=body, integer=AdaptiveAvgPool1dInt, floats=(nn.AdaptiveAvgPool1d,)),
+    Op(name="avg_pool", run=run, body=body, integer=PoolSite, site="iqavgpool",
+       calls=tuple(CALL_NAMES), names=CALL_NAMES),
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""Quant, Dequant, Requant: where a plain tensor enters fixed point, leaves it, or changes its width.
+
+Quant    q = clamp(floor(float32(x * s) + 0.5))                                                    (1)
+Dequant  x = q / s                                                                                 (2)
+Requant  q' = saturate(shift_round(q, log2(s_x / s_o)))                                            (3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from linger.numerics import Grid, exponent, grid_of, highest, int_dtype, levels, saturate, set_grid, shift_round
+from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._site import Site
+
+
+def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, **_: Any) -> np.ndarray:
+    """float32 of any shape -> integers; equation (1), with the float32 rounding of the sum (``engine`` 3)."""
+    v = np.floor(x.astype(np.float32) * np.float32(scale_x) + np.float32(0.5)).astype(np.float64)
+    return np.clip(v, -levels(data_bits) - 1, highest(data_bits)).astype(int_dtype(data_bits))
+
+
+def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:
+    """Integers -> float32; equation (2)."""
+    return (x.astype(np.float64) / scale_o).astype(np.float32)
+
+
+def run_requant(x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int = 8, **_: Any) -> np.ndarray:
+    """Equation (3)."""
+    return saturate(shift_round(x, exponent(scale_x) - exponent(scale_o)), o_bits)
+
+
+def body_quant(form: str, opset: int) -> tuple[str, str]:
+    return "X", constants(s="@scale_x") + requant_text("X", "s", "Y", int(form or 8))
+
+
+def body_dequant(form: str, opset: int) -> tuple[str, str]:
+    return "X", constants(s="@scale_o") + "F = Cast <to: int = 1> (X)\nY = Div (F, s)\n"
+
+
+def body_requant(form: str, opset: int) -> tuple[str, str]:
+    text = constants(sx="@scale_x", so="@scale_o") + "Mf = Div (so, sx)\nM = Cast <to: int = 11> (Mf)\n"
+    text += "F = Cast <to: int = 11> (X)\n"
+    return "X", text + requant_text("F", "M", "Y", int(form or 8), double=True)
+
+
+class ScaledRoundLayer(Site):
+    """What ``quant_tensor`` calls: a tensor put on a grid of ``bits`` bits; observes the range of a plain one."""
+
+    observed = ("x",)
+    bits = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = grid_of(x)
+        if grid is not None and grid.bits == self.bits:
+            return x
+        self.out_bits = self.bits
+        y, scale = self.enter(x, "x", self.bits)
+        return set_grid(y, Grid(scale, self.bits))
+
+    def operand_bits(self, bits: Sequence[int]) -> int:
+        return self.bits
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return ()
+
+
+OPS = (
+    Op(name="Quant", run=run_quant, body=body_quant),
+    Op(name="Dequant", run=run_dequant, body=body_dequant),
+    Op(name="Requant", run=run_requant, body=body_requant),
+    Op(name="quant_tensor", run=run_requant, body=body_requant, integer=ScaledRoundLayer, site="iq_tensor_quant"),
+)

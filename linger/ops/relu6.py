@@ -1,0 +1,77 @@
+"""ReLU6: a clamp on the input's own grid, out = min(max(q, 0), min(round(6 * s_x), B)).            (1)
+
+The file carries a standard Clip. The engine loses a Clip behind a convolution (``engine`` 6.9): ``check`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linger.numerics import Grid, int_dtype, levels, set_grid
+from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand
+from linger.ops._site import Site
+
+
+def clipped(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Equation (1); the gradient is that of ReLU6."""
+    top = torch.floor(6 * scale + 0.5).clamp_max(levels(bits)) / scale
+    return set_grid(torch.minimum(x.clamp_min(0), top), Grid(scale, bits))
+
+
+class _ClipInt(IntModule):
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        x = operands[0]
+        top = min(int(np.floor(6 * x.scale + 0.5)), levels(x.bits))
+        params = {"min_thresh": np.array(0, int_dtype(x.bits)), "max_thresh": np.array(top, int_dtype(x.bits))}
+        return (
+            Lowered(
+                op_type="Clip",
+                inputs=(0, "min_thresh", "max_thresh"),
+                attrs={},
+                params=params,
+                bits=x.bits,
+                form=str(x.bits),
+            ),
+        )
+
+
+class ReLU6Int(_ClipInt, nn.ReLU6):
+    """``torch.nn.ReLU6`` in fixed point."""
+
+    observed = ("x",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scale = self.enter(x)
+        return clipped(x, scale, self.data_bits)
+
+
+class ReLU6Site(_ClipInt, Site):
+    """``F.relu6``"""
+
+    observed = ()
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        bits = self.width(x)
+        return clipped(*self.operand(x, "x", bits), bits)
+
+
+def run(x: np.ndarray, low: np.ndarray, high: np.ndarray, **_: Any) -> np.ndarray:
+    """Equation (1)."""
+    return np.clip(x, low, high)
+
+
+def body(form: str, opset: int) -> tuple[str, str]:
+    casts = "".join(f"{n}f = Cast <to: int = 11> ({n})\n" for n in "XLH")
+    return "X, L, H", casts + f"C = Clip (Xf, Lf, Hf)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (C)\n"
+
+
+OPS = (
+    Op(name="Clip", run=run, body=body, integer=ReLU6Int, floats=(nn.ReLU6,)),
+    Op(name="relu6", run=run, body=body, integer=ReLU6Site, site="iqrelu6", calls=(F.relu6,)),
+)
