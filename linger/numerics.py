@@ -181,7 +181,7 @@ def shift_round(v: np.ndarray, n: int) -> np.ndarray:
 
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     """Clamp to ``bits`` bits and store in the type of that width."""
-    return np.clip(v, -levels(bits) - 1, highest(bits)).astype(int_dtype(bits))
+    return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
 
 
 def divide_half_up(n: np.ndarray, d: np.ndarray | int) -> np.ndarray:

@@ -50,11 +50,7 @@ class Model:
         """What runs this node: our reference for our ops and for standard ops on integers, else ONNX's own."""
         attrs = {ENGINE_NAMES.get(a.name, a.name): _attribute(a) for a in node.attribute}
         op = BY_NAME.get(node.op_type)
-        if op is not None and (
-            node.domain not in ("", "ai.onnx")
-            or node.op_type in STANDARD_OURS
-            or any(k.startswith("scale_") for k in attrs)
-        ):
+        if op is not None and _is_ours(node, attrs):
             with during("load", node.name or node.op_type):
                 _check_scales(attrs)
             run = op.run
@@ -76,9 +72,16 @@ class Model:
 
     def evaluator(self, node: onnx.NodeProto) -> ReferenceEvaluator:
         """ONNX's reference implementation of one standard node."""
+        allowed = onnx.defs.get_schema(node.op_type, self.opset).attributes
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        del plain.attribute[:]
+        plain.attribute.extend(
+            a for a in node.attribute if a.name in allowed
+        )  # the chip's own attributes mean nothing here
         inputs = [helper.make_value_info(n, onnx.TypeProto()) for n in dict.fromkeys(n for n in node.input if n)]
         outputs = [helper.make_value_info(n, onnx.TypeProto()) for n in node.output]
-        graph = helper.make_graph([node], "node", inputs, outputs)
+        graph = helper.make_graph([plain], "node", inputs, outputs)
         return ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)]))
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -109,6 +112,17 @@ class Model:
         self.tensors = tensors
         results = tuple(tensors[n] for n in self.outputs)
         return results[0] if len(results) == 1 else results
+
+
+def _is_ours(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> bool:
+    """Whether a node whose name we know means our op: by domain, by scales, or by the form only the chip reads."""
+    if (
+        node.domain not in ("", "ai.onnx")
+        or node.op_type in STANDARD_OURS
+        or any(k.startswith("scale_") for k in attrs)
+    ):
+        return True
+    return node.op_type in ("Squeeze", "Unsqueeze") and "axes" in attrs and len(node.input) == 1
 
 
 def _attribute(a: onnx.AttributeProto) -> Any:

@@ -286,7 +286,7 @@ ONNX_INT = {8: 3, 16: 5, 32: 6}
 def requant_text(source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True) -> str:
     """Statements for saturate(floor(source * multiplier + 1/2), bits), computed in float (or double) where exact."""
     kind = "double" if double else "float"
-    hi = highest(bits)
+    hi = levels(bits) if double else highest(bits)
     p = f"{result}_"
     text = constants(
         **{f"{p}half": f"{kind} {{0.5}}", f"{p}lo": f"{kind} {{{-(2 ** (bits - 1))}}}", f"{p}hi": f"{kind} {{{hi}}}"}
