@@ -155,15 +155,15 @@ class Builder:
 
     # --- functions
 
-    def functions(self) -> tuple[list[ir.Function], int]:
-        """A function per form in use, set on its nodes, and the IR version this needs."""
+    def functions(self, real: bool = False) -> tuple[list[ir.Function], int]:
+        """A function per form in use (on floats with ``real``), set on its nodes, and the IR version this needs."""
         made, overloaded = [], any(len(forms) > 1 for forms in self.forms.values())
         for op_type, forms in sorted(self.forms.items()):
             for form, nodes in sorted(forms.items()):
                 overload = form if len(forms) > 1 else ""
                 for node in nodes:
                     node.overload = overload
-                made.append(function(op_type, form, overload, self.opset, nodes[0]))
+                made.append(function(op_type, form, overload, self.opset, nodes[0], real))
         return made, OVERLOAD_IR if overloaded else FUNCTION_IR
 
 
@@ -180,9 +180,11 @@ def attribute(name: str, value: Any) -> ir.Attr:
     return ir.AttrInt64s(name, [int(v) for v in value])
 
 
-def function(op_type: str, form: str, overload: str, opset: int, node: ir.Node) -> ir.Function:
+def function(op_type: str, form: str, overload: str, opset: int, node: ir.Node, real: bool = False) -> ir.Function:
     """The body of ``op_type`` in this form as a model-local function with the attributes of ``node``."""
-    inputs, text = BY_NAME[op_type].body(form, opset)
+    op = BY_NAME[op_type]
+    inputs, text = op.body(form, opset)
+    text = op.real(form, opset) if real else text
     attrs = ", ".join(sorted(node.attributes))
     named = f'overload: "{overload}", ' if overload else ""
     head = f'<domain: "{THINKER}", {named}opset_import: ["" : {opset}]>\n{op_type} '

@@ -128,7 +128,7 @@ def build(
         w.floats[value.id] = made
     w.write()
     results = [_output(w, v, outputs[i] if i < len(outputs) else f"output_{i}") for i, v in enumerate(graph.outputs)]
-    functions, ir_version = b.functions()
+    functions, ir_version = b.functions(DIALECTS[dialect].real)
     imports = {"": opset} | ({"thinker": 1} if functions else {})
     made_graph = ir.Graph(
         [v for v, _ in b.inputs], results, nodes=b.nodes, initializers=list(b.initializers.values()), opset_imports=imports, name="linger"
@@ -137,7 +137,7 @@ def build(
         made_graph, ir_version=ir_version, producer_name="linger", producer_version=VERSION, functions=functions,
         metadata_props=_metadata(w, chip.name, dialect),
     )  # fmt: skip
-    proto = DIALECTS[dialect](ir.to_proto(finished))
+    proto = DIALECTS[dialect].finish(ir.to_proto(finished))
     _check(proto)
     return proto, w.islands
 

@@ -46,12 +46,14 @@ class Operand:
 class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
+    ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
     ``calls`` are the functions that ``site`` stands for; ``names`` gives the names of a call's arguments after the first.
     """
 
     name: str
     run: Callable[..., np.ndarray]
     body: Callable[[str, int], tuple[str, str]]
+    real: Callable[[str, int], str]
     integer: type[nn.Module] | None = None
     floats: tuple[type[nn.Module], ...] = ()
     normalized: type[nn.Module] | None = None
@@ -295,3 +297,8 @@ def requant_text(source: str, multiplier: str, result: str, bits: int, double: b
     clipped = f"{p}c" if cast else result
     text += f"{clipped} = Clip ({p}f, {p}lo, {p}hi)\n"
     return text + (f"{result} = Cast <to: int = {ONNX_INT[bits]}> ({clipped})\n" if cast else "")
+
+
+def real_text(statement: str) -> Callable[[str, int], str]:
+    """``Op.real`` of an op that is one standard op whatever the form and opset."""
+    return lambda form, opset: statement + "\n"

@@ -143,21 +143,30 @@ def run(
     return requantize(acc, scale_x, scale_w, scale_o, o_bits)
 
 
+def _channel_shape(rank: int) -> str:
+    shape = ", ".join(["1", "-1"] + ["1"] * (rank - 2))
+    return f"s = Constant <value = int64[{rank}] {{{shape}}}> ()\n"
+
+
 def body(form: str, opset: int) -> tuple[str, str]:
     base, bits = output_bits(form)
     kind, rank = base.split("r")
     double = kind == "f64"
     to = 11 if double else 1
-    shape = ", ".join(["1", "-1"] + ["1"] * (int(rank) - 2))
-    text = f"s = Constant <value = int64[{rank}] {{{shape}}}> ()\n"
+    text = _channel_shape(int(rank))
     text += "".join(f"{n}f = Cast <to: int = {to}> ({n})\n" for n in ("X", "W", "B"))
     text += "Wr = Reshape (Wf, s)\nBr = Reshape (Bf, s)\nP = Mul (Xf, Wr)\nA = Add (P, Br)\n"
     return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
 
 
+def real(form: str, opset: int) -> str:
+    text = _channel_shape(int(output_bits(form)[0].partition("r")[2]))
+    return text + "Wr = Reshape (W, s)\nBr = Reshape (B, s)\nP = Mul (X, Wr)\nY = Add (P, Br)\n"
+
+
 OPS = (
-    Op(name="BatchNorm2dInt", run=run, body=body, integer=BatchNorm2dInt, floats=(nn.BatchNorm2d,),
+    Op(name="BatchNorm2dInt", run=run, body=body, real=real, integer=BatchNorm2dInt, floats=(nn.BatchNorm2d,),
        normalized=NormalizeBatchNorm2d, aliases=("QBatchNorm2d",)),
-    Op(name="BatchNorm1dInt", run=run, body=body, integer=BatchNorm1dInt, floats=(nn.BatchNorm1d,),
+    Op(name="BatchNorm1dInt", run=run, body=body, real=real, integer=BatchNorm1dInt, floats=(nn.BatchNorm1d,),
        normalized=NormalizeBatchNorm1d),
 )  # fmt: skip

@@ -72,7 +72,12 @@ def body(form: str, opset: int) -> tuple[str, str]:
     return ", ".join(f"X{i}" for i in range(n)), text
 
 
+def real(form: str, opset: int) -> str:
+    n = int(output_bits(form)[0][1:])
+    return f"Y = Concat <axis: int = @dim> ({', '.join(f'X{i}' for i in range(n))})\n"
+
+
 OPS = (
-    Op(name="iqCat", run=run, body=body, integer=CatSite, site="iqcat",
+    Op(name="iqCat", run=run, body=body, real=real, integer=CatSite, site="iqcat",
        calls=(torch.cat, torch.concat, torch.concatenate, torch.stack), aliases=("QCat",)),
 )  # fmt: skip

@@ -120,13 +120,14 @@ def run(
     return requantize(np.moveaxis(acc, -1, 1), scale_x, scale_w, scale_o, o_bits)
 
 
+ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, dilations: ints = @dilations, group: int = @group"
+
+
 def body(rank: int, op: str = "Conv", extra: str = "") -> Any:
     """Body factory for convolutions of ``rank`` spatial axes."""
-    attrs = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, "
-    attrs += "dilations: ints = @dilations, group: int = @group" + extra
 
     def make(form: str, opset: int) -> tuple[str, str]:
-        inputs, text = sum_body(form, f"{{y}} = {op} <{attrs}> ({{x}}, {{w}}{{b}})")
+        inputs, text = sum_body(form, f"{{y}} = {op} <{ATTRS}{extra}> ({{x}}, {{w}}{{b}})")
         shape = ", ".join(["1", "-1"] + ["1"] * rank)
         reshape = f"bs = Constant <value = int64[{rank + 2}] {{{shape}}}> ()\nBn = Reshape (Bd, bs)"
         return inputs, text.replace("Bn = BiasShape (Bd)", reshape)
@@ -134,10 +135,15 @@ def body(rank: int, op: str = "Conv", extra: str = "") -> Any:
     return make
 
 
+def real(op: str = "Conv", extra: str = "") -> Any:
+    """The same on floats."""
+    return lambda form, opset: f"Y = {op} <{ATTRS}{extra}> (X, W, B)\n"
+
+
 OPS = (
-    Op(name="Conv1dInt", run=run, body=body(1), integer=Conv1dInt, floats=(nn.Conv1d,), normalized=NormalizeConv1d,
+    Op(name="Conv1dInt", run=run, body=body(1), real=real(), integer=Conv1dInt, floats=(nn.Conv1d,), normalized=NormalizeConv1d,
        aliases=("QConv1d",)),
-    Op(name="Conv2dInt", run=run, body=body(2), integer=Conv2dInt, floats=(nn.Conv2d,), normalized=NormalizeConv2d,
+    Op(name="Conv2dInt", run=run, body=body(2), real=real(), integer=Conv2dInt, floats=(nn.Conv2d,), normalized=NormalizeConv2d,
        aliases=("QConv2d", "QConvBN2d")),
 )  # fmt: skip
 

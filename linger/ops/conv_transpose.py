@@ -16,7 +16,7 @@ from linger.numerics import exact_matmul
 from linger.ops._base import Op, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form
-from linger.ops.conv import body
+from linger.ops.conv import body, real
 
 
 class _ConvTransposeInt(WeightedInt):
@@ -119,8 +119,10 @@ def run(
 _EXTRA = ", output_padding: ints = @output_padding"
 
 OPS = (
-    Op(name="ConvTranspose1dInt", run=run, body=body(1, "ConvTranspose", _EXTRA), integer=ConvTranspose1dInt,
+    Op(name="ConvTranspose1dInt", run=run, body=body(1, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
+       integer=ConvTranspose1dInt,
        floats=(nn.ConvTranspose1d,), normalized=NormalizeConvTranspose1d, aliases=("QConvTranspose1d",)),
-    Op(name="ConvTranspose2dInt", run=run, body=body(2, "ConvTranspose", _EXTRA), integer=ConvTranspose2dInt,
+    Op(name="ConvTranspose2dInt", run=run, body=body(2, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
+       integer=ConvTranspose2dInt,
        floats=(nn.ConvTranspose2d,), normalized=NormalizeConvTranspose2d, aliases=("QConvTranspose2d",)),
 )  # fmt: skip

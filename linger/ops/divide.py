@@ -18,7 +18,7 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
-from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._base import Lowered, Op, Operand, constants, real_text, requant_text
 from linger.ops._site import Site, binary_nodes
 from linger.ops._weighted import output_bits
 
@@ -85,6 +85,6 @@ def body(form: str, opset: int) -> tuple[str, str]:
 
 
 OPS = (
-    Op(name="iqDiv", run=run, body=body, integer=DivSite, site="iqdiv",
+    Op(name="iqDiv", run=run, body=body, real=real_text("Y = Div (X, Y0)"), integer=DivSite, site="iqdiv",
        calls=(torch.div, Tensor.div, Tensor.div_, torch.divide, torch.true_divide, Tensor.__rdiv__)),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
-from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._base import Lowered, Op, Operand, constants, real_text, requant_text
 from linger.ops._site import Site, binary_nodes
 from linger.ops._weighted import output_bits
 
@@ -125,10 +125,10 @@ def body_mul(form: str, opset: int) -> tuple[str, str]:
 
 
 OPS = (
-    Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), integer=AddSite, site="iqadd",
+    Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), real=real_text("Y = Add (X, Y0)"), integer=AddSite, site="iqadd",
        calls=(torch.add, Tensor.add, Tensor.add_), aliases=("QAdd",)),
-    Op(name="iqSub", run=_run_sum(-1), body=_body_sum("Sub"), integer=SubSite, site="iqsub",
+    Op(name="iqSub", run=_run_sum(-1), body=_body_sum("Sub"), real=real_text("Y = Sub (X, Y0)"), integer=SubSite, site="iqsub",
        calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.__rsub__, torch.rsub)),
-    Op(name="iqMul", run=run_mul, body=body_mul, integer=MulSite, site="iqmul",
+    Op(name="iqMul", run=run_mul, body=body_mul, real=real_text("Y = Mul (X, Y0)"), integer=MulSite, site="iqmul",
        calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply), aliases=("QMul",)),
 )  # fmt: skip

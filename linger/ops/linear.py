@@ -61,7 +61,11 @@ def body(form: str, opset: int) -> tuple[str, str]:
     return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
 
 
+def real(form: str, opset: int) -> str:
+    return "Wt = Transpose <perm: ints = [1, 0]> (W)\nP = MatMul (X, Wt)\nY = Add (P, B)\n"
+
+
 OPS = (
-    Op(name="LinearInt", run=run, body=body, integer=LinearInt, floats=(nn.Linear,), normalized=NormalizeLinear,
+    Op(name="LinearInt", run=run, body=body, real=real, integer=LinearInt, floats=(nn.Linear,), normalized=NormalizeLinear,
        aliases=("QLinear",)),
 )  # fmt: skip

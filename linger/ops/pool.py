@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from linger.errors import LingerError
 from linger.numerics import Grid, divide_half_up, saturate, set_grid, straight_through
-from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, constants
+from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, constants, real_text
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
 
@@ -231,16 +231,20 @@ def division_text(source: str, k: int, bits: int) -> str:
     return text + f"Y = Cast <to: int = {ONNX_INT[bits]}> (q)\n"
 
 
+real = real_text(
+    "Y = AveragePool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads, "
+    "count_include_pad: int = 1> (X)"
+)
 WINDOW = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 CALL_NAMES: dict[Any, tuple[str, ...]] = {
     F.avg_pool1d: WINDOW, F.avg_pool2d: WINDOW, F.adaptive_avg_pool1d: ("output_size",), F.adaptive_avg_pool2d: ("output_size",),
 }  # fmt: skip
 
 OPS = (
-    Op(name="AvgPool2dInt", run=run, body=body, integer=AvgPool2dInt, floats=(nn.AvgPool2d,), aliases=("QAvgPool2d",)),
-    Op(name="AvgPool1dInt", run=run, body=body, integer=AvgPool1dInt, floats=(nn.AvgPool1d,)),
-    Op(name="AdaptiveAvgPool2dInt", run=run, body=body, integer=AdaptiveAvgPool2dInt, floats=(nn.AdaptiveAvgPool2d,)),
-    Op(name="AdaptiveAvgPool1dInt", run=run, body=body, integer=AdaptiveAvgPool1dInt, floats=(nn.AdaptiveAvgPool1d,)),
-    Op(name="avg_pool", run=run, body=body, integer=PoolSite, site="iqavgpool",
+    Op(name="AvgPool2dInt", run=run, body=body, real=real, integer=AvgPool2dInt, floats=(nn.AvgPool2d,), aliases=("QAvgPool2d",)),
+    Op(name="AvgPool1dInt", run=run, body=body, real=real, integer=AvgPool1dInt, floats=(nn.AvgPool1d,)),
+    Op(name="AdaptiveAvgPool2dInt", run=run, body=body, real=real, integer=AdaptiveAvgPool2dInt, floats=(nn.AdaptiveAvgPool2d,)),
+    Op(name="AdaptiveAvgPool1dInt", run=run, body=body, real=real, integer=AdaptiveAvgPool1dInt, floats=(nn.AdaptiveAvgPool1d,)),
+    Op(name="avg_pool", run=run, body=body, real=real, integer=PoolSite, site="iqavgpool",
        calls=tuple(CALL_NAMES), names=CALL_NAMES),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from linger.numerics import Grid, exponent, grid_of, highest, int_dtype, levels, saturate, set_grid, shift_round
-from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._base import Lowered, Op, Operand, constants, real_text, requant_text
 from linger.ops._site import Site
 
 
@@ -69,9 +69,18 @@ class ScaledRoundLayer(Site):
         return ()
 
 
+SAME = real_text("Y = Identity (X)")  # on floats, rounding is the pair of QuantizeLinear and DequantizeLinear behind it
+
 OPS = (
-    Op(name="Quant", run=run_quant, body=body_quant),
-    Op(name="Dequant", run=run_dequant, body=body_dequant),
-    Op(name="Requant", run=run_requant, body=body_requant),
-    Op(name="quant_tensor", run=run_requant, body=body_requant, integer=ScaledRoundLayer, site="iq_tensor_quant"),
+    Op(name="Quant", run=run_quant, body=body_quant, real=SAME),
+    Op(name="Dequant", run=run_dequant, body=body_dequant, real=SAME),
+    Op(name="Requant", run=run_requant, body=body_requant, real=SAME),
+    Op(
+        name="quant_tensor",
+        run=run_requant,
+        body=body_requant,
+        real=SAME,
+        integer=ScaledRoundLayer,
+        site="iq_tensor_quant",
+    ),
 )

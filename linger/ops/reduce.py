@@ -103,13 +103,11 @@ def run_mean(x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, o_bits: 
     return saturate(np.sign(total) * ((2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)), bits)
 
 
-def _reduced(source: str, result: str, opset: int) -> str:
-    """A sum over ``@dims``; before opset 13 the axes are an attribute."""
-    if opset < 13:
-        return f"{result} = ReduceSum <axes: ints = @dims, keepdims: int = @keepdim> ({source})\n"
-    return (
-        f"ax = Constant <value_ints: ints = @dims> ()\n{result} = ReduceSum <keepdims: int = @keepdim> ({source}, ax)\n"
-    )
+def _reduced(source: str, result: str, opset: int, op: str = "ReduceSum", since: int = 13) -> str:
+    """A reduction over ``@dims``; before opset ``since`` the axes are an attribute."""
+    if opset < since:
+        return f"{result} = {op} <axes: ints = @dims, keepdims: int = @keepdim> ({source})\n"
+    return f"ax = Constant <value_ints: ints = @dims> ()\n{result} = {op} <keepdims: int = @keepdim> ({source}, ax)\n"
 
 
 def body_sum(form: str, opset: int) -> tuple[str, str]:
@@ -129,8 +127,8 @@ def body_mean(form: str, opset: int) -> tuple[str, str]:
 NAMES = ("dim", "keepdim")
 
 OPS = (
-    Op(name="iqSum", run=run_sum, body=body_sum, integer=SumSite, site="iqsum", calls=(torch.sum, Tensor.sum),
+    Op(name="iqSum", run=run_sum, body=body_sum, real=lambda form, opset: _reduced("X", "Y", opset), integer=SumSite, site="iqsum", calls=(torch.sum, Tensor.sum),
        names={torch.sum: NAMES, Tensor.sum: NAMES}),
-    Op(name="iqMean", run=run_mean, body=body_mean, integer=MeanSite, site="iqmean", calls=(torch.mean, Tensor.mean),
+    Op(name="iqMean", run=run_mean, body=body_mean, real=lambda form, opset: _reduced("X", "Y", opset, "ReduceMean", 18), integer=MeanSite, site="iqmean", calls=(torch.mean, Tensor.mean),
        names={torch.mean: NAMES, Tensor.mean: NAMES}),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import Grid, int_dtype, levels, set_grid
-from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand
+from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, real_text
 from linger.ops._site import Site
 
 
@@ -72,6 +72,14 @@ def body(form: str, opset: int) -> tuple[str, str]:
 
 
 OPS = (
-    Op(name="Clip", run=run, body=body, integer=ReLU6Int, floats=(nn.ReLU6,)),
-    Op(name="relu6", run=run, body=body, integer=ReLU6Site, site="iqrelu6", calls=(F.relu6,)),
+    Op(name="Clip", run=run, body=body, real=real_text("Y = Clip (X, L, H)"), integer=ReLU6Int, floats=(nn.ReLU6,)),
+    Op(
+        name="relu6",
+        run=run,
+        body=body,
+        real=real_text("Y = Clip (X, L, H)"),
+        integer=ReLU6Site,
+        site="iqrelu6",
+        calls=(F.relu6,),
+    ),
 )

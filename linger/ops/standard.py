@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from linger.ops._base import ONNX_INT, Op
+from linger.ops._base import ONNX_INT, Op, real_text
 
 
 def run_relu(x: np.ndarray, **_: Any) -> np.ndarray:
@@ -53,12 +53,16 @@ def body_relu(form: str, opset: int) -> tuple[str, str]:
     return "X", f"F = Cast <to: int = 11> (X)\nR = Relu (F)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (R)\n"
 
 
+POOL_ATTRS = (
+    "kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads, "
+    "dilations: ints = @dilations, ceil_mode: int = @ceil_mode"
+)
+
+
 def body_max_pool(form: str, opset: int) -> tuple[str, str]:
-    attrs = "kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads, "
-    attrs += "dilations: ints = @dilations, ceil_mode: int = @ceil_mode"
     return (
         "X",
-        f"F = Cast <to: int = 11> (X)\nR = MaxPool <{attrs}> (F)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (R)\n",
+        f"F = Cast <to: int = 11> (X)\nR = MaxPool <{POOL_ATTRS}> (F)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (R)\n",
     )
 
 
@@ -84,8 +88,18 @@ def run_unsqueeze(x: np.ndarray, *, axes: tuple[int, ...], **_: Any) -> np.ndarr
 
 
 OPS = (
-    Op(name="Relu", run=run_relu, body=body_relu),
-    Op(name="MaxPool", run=run_max_pool, body=body_max_pool),
-    Op(name="Squeeze", run=run_squeeze, body=body_squeeze("Squeeze")),
-    Op(name="Unsqueeze", run=run_unsqueeze, body=body_squeeze("Unsqueeze")),
+    Op(name="Relu", run=run_relu, body=body_relu, real=real_text("Y = Relu (X)")),
+    Op(name="MaxPool", run=run_max_pool, body=body_max_pool, real=real_text(f"Y = MaxPool <{POOL_ATTRS}> (X)")),
+    Op(
+        name="Squeeze",
+        run=run_squeeze,
+        body=body_squeeze("Squeeze"),
+        real=lambda form, opset: body_squeeze("Squeeze")(form, opset)[1],
+    ),
+    Op(
+        name="Unsqueeze",
+        run=run_unsqueeze,
+        body=body_squeeze("Unsqueeze"),
+        real=lambda form, opset: body_squeeze("Unsqueeze")(form, opset)[1],
+    ),
 )
