@@ -8,6 +8,7 @@ moves values keeps the grid; after anything else the result is a plain tensor: a
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
-from linger.ops import BY_CALL, SITES, IntModule
+from linger.ops import BY_CALL, SITES, IntModule, _symbolic
+from linger.targets import target as find_target
 
 T = Tensor
 
@@ -46,6 +48,7 @@ PASS: dict[Callable[..., Any], str] = {
 PASS_INPLACE: dict[Callable[..., Any], str] = {T.relu_: "relu", torch.relu_: "relu", F.relu_: "relu"}
 SITE_INPLACE = {T.add_, T.sub_, T.mul_, T.div_}
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
+CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset}
 
 
@@ -222,6 +225,11 @@ class Route(TorchFunctionMode):
         return self.plain(func, args, kwargs, gridded)
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
+        if _symbolic.TRACING.get() is not None:
+            if func in CASTS and gridded:
+                return args[0]
+            if not _keeps_grid(func, args, kwargs):
+                args, kwargs = _symbolic.dequantized((args, kwargs))
         first = args[0]
         tape = _tape()
         encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
@@ -230,9 +238,7 @@ class Route(TorchFunctionMode):
             out = func(*args, **kwargs)
             if grid is not None and func is F.dropout and self.owner.training:
                 out = _dropped(out, grid, kwargs.get("p", args[1] if len(args) > 1 else 0.5))
-            elif grid is not None and (
-                func in PASS or func in PASS_INPLACE or func is F.dropout or _pads_zero(func, args, kwargs)
-            ):
+            elif grid is not None and _keeps_grid(func, args, kwargs):
                 for t in out if isinstance(out, (tuple, list)) else (out,):
                     set_grid(t, grid if t.dtype == first.dtype else None)
             elif _is_inplace(func) and isinstance(first, Tensor):
@@ -315,6 +321,10 @@ def _any_grid(tree: Any) -> bool:
     return isinstance(tree, dict) and any(_any_grid(t) for t in tree.values())
 
 
+def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
+    return func in PASS or func in PASS_INPLACE or func is F.dropout or _pads_zero(func, args, kwargs)
+
+
 def _pads_zero(func: Any, args: Any, kwargs: Any) -> bool:
     if func is not F.pad:
         return False
@@ -354,10 +364,15 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
 
 def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not _symbolic.exporting():
         with Route(module):
             return type(module).forward(module, *args, **kwargs)
+    root = "_linger_routed" in module.__dict__
     try:
+        if root and torch.compiler.is_compiling():
+            return _exported(module, args, kwargs)
+        if root and not module.training:
+            _symbolic.FORWARD.set(_symbolic.FORWARD.get() + 1)
         with Route(module):
             out = type(module).forward(module, *args, **kwargs)
         if "_linger_unchecked" in module.__dict__:
@@ -366,6 +381,17 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     except LingerError as error:
         error.layer = next((name for name, m in module.named_modules() if m is error.module), error.layer)
         raise
+
+
+def _exported(net: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The forward of a converted net that ``torch.onnx.export`` traces: integer tensors inside, floats at the outputs."""
+    token = _symbolic.TRACING.set(_symbolic.Tracing(target=find_target(net.__dict__.get("_linger_target"))))
+    try:
+        with Route(net):
+            out = type(net).forward(net, *args, **kwargs)
+        return _symbolic.dequantized(out)
+    finally:
+        _symbolic.TRACING.reset(token)
 
 
 def _check_sites(net: nn.Module) -> None:
@@ -386,8 +412,16 @@ def route(net: nn.Module, off: frozenset[str] = frozenset()) -> None:
             module is net or not type(module).__module__.startswith("torch.nn")
         )
         if own and "forward" not in module.__dict__:
-            module.forward = functools.partial(routed, module)  # type: ignore[method-assign]
+            forward = functools.partial(routed, module)
+            forward.__signature__ = _bare_signature(type(module).forward)  # type: ignore[attr-defined]
+            module.forward = forward  # type: ignore[method-assign]
             module._linger_off = off  # type: ignore[assignment]
+
+
+def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """The user's parameters without ``self`` and annotations: what tools that bind inputs by name look at."""
+    given = list(inspect.signature(forward).parameters.values())[1:]
+    return inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in given])
 
 
 def is_leaf(module: nn.Module) -> bool:

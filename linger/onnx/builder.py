@@ -90,6 +90,7 @@ class Builder:
         sizes: Iterable[int] | None, *, domain: str = "", form: str | None = None, count: int = 1,
     ) -> list[ir.Value]:  # fmt: skip
         """Append a node; ``form`` names its function body (domain ``thinker``). Returns its outputs, all of one kind."""
+        attrs = self.target.attributes(attrs) if domain == THINKER else attrs
         if is_dynamic(dict(attrs)):
             raise LingerError(f"{name}: an attribute of {op_type} changes with a dynamic axis; fix that axis")
         outputs = [self.value(name if count == 1 else f"{name}_{i}", dtype, sizes) for i in range(count)]

@@ -99,7 +99,7 @@ def record_all(
             graphs.append(record(net, more_args, more_kwargs, leaf=leaf)[0])
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise LingerError(
-                f"dynamic axis {symbol!r}: the forward does not run with it doubled: {error}; fix the axis"
+                f"dynamic axis {symbol!r}: the forward does not run with it doubled: {error}; give axes that grow together the same name, or fix the axis"
             ) from error
     return merge_graphs(graphs), out, symbols
 

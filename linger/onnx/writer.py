@@ -18,9 +18,6 @@ from linger.onnx.sizes import is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.trace import Graph, Node, Value
 
-STANDARD = {"Clip": (8, 32)}  # op types of ours that are standard ONNX at these widths
-QUIET = {"Relu", "MaxPool", "Clip", "Squeeze", "Unsqueeze", "iqPad"}  # nodes without scales need no platform attributes
-
 
 class Writer:
     """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
@@ -37,10 +34,6 @@ class Writer:
 
     # --- operands
 
-    def common(self) -> dict[str, str]:
-        t = self.build.target
-        return {"platform": t.platform, "platform_quant": t.platform_quant, "quant_mode": t.quant_mode}
-
     def plain(self, v: Any) -> ir.Value:
         """The float form of a value, a constant of the net, or a number."""
         if not isinstance(v, Value):
@@ -50,7 +43,7 @@ class Writer:
         if v.id in self.exact:
             assert v.scale is not None
             x = self.exact[v.id]
-            attrs = {"scale_o": v.scale, "data_bits": v.bits} | self.common()
+            attrs = {"scale_o": v.scale, "data_bits": v.bits}
             made = self.build.one(
                 f"{x.name}.dequant", "Dequant", [x], attrs, ir.DataType.FLOAT, v.shape, domain=THINKER
             )
@@ -76,29 +69,26 @@ class Writer:
 
     def integers(self, v: Value, module: IntModule, position: int, bits: int) -> tuple[ir.Value, Operand]:
         """The operand on a grid of ``bits`` bits, as the module's own forward makes it."""
+        taken = module.taken(position, v.scale, v.bits, bits, v.shape)
         if v.scale is None:
-            name = module.operand_name(position)
-            module.require_range(name)
-            scale = float(module.scale(name, bits))
-            return self.quant(v, scale, bits), Operand(scale=scale, bits=bits, shape=v.shape)
+            return self.quant(v, taken.scale, bits), taken
         x = self.exact[v.id]
         if v.bits == bits:
-            return x, Operand(scale=v.scale, bits=bits, shape=v.shape)
-        scale = v.scale * 2.0 ** (bits - v.bits)
-        key = (v.id, scale, bits)
+            return x, taken
+        key = (v.id, taken.scale, bits)
         if key not in self.quantized:
-            attrs = {"scale_x": v.scale, "scale_o": scale, "data_bits": v.bits, "o_bits": bits} | self.common()
+            attrs = {"scale_x": v.scale, "scale_o": taken.scale, "data_bits": v.bits, "o_bits": bits}
             self.quantized[key] = self.build.one(
                 f"{x.name}.requant", "Requant", [x], attrs, DTYPES[bits], v.shape, domain=THINKER, form=str(bits)
             )
-        return self.quantized[key], Operand(scale=scale, bits=bits, shape=v.shape)
+        return self.quantized[key], taken
 
     def quant(self, v: Value, scale: float, bits: int) -> ir.Value:
         """A plain tensor as integers; one Quant per tensor and grid."""
         key = (v.id, scale, bits)
         if key not in self.quantized:
             x = self.plain(v)
-            attrs = {"scale_x": scale, "data_bits": bits} | self.common()
+            attrs = {"scale_x": scale, "data_bits": bits}
             self.quantized[key] = self.build.one(
                 f"{x.name}.quant", "Quant", [x], attrs, DTYPES[bits], v.shape, domain=THINKER, form=str(bits)
             )
@@ -196,17 +186,10 @@ class Writer:
                 inputs.append(made[int(i[1:])])
             else:
                 inputs.append(self.build.constant(f"{node.module}.{i}", step.params[i]))
-        standard = step.bits in STANDARD.get(step.op_type, ())
-        attrs = dict(step.attrs) | ({} if step.op_type in QUIET else self.common())
-        if "parameter_bits" in attrs:
-            allowed = self.build.target.parameter_bits
-            attrs["parameter_bits"] = min(
-                (b for b in allowed if b >= attrs["parameter_bits"]), default=attrs["parameter_bits"]
-            )
         name = node.name if last else f"{node.name}.{step.op_type}"
         return self.build.one(
-            name, step.op_type, inputs, attrs, DTYPES[step.bits], shape, domain="" if standard else THINKER,
-            form=None if standard else step.form,
+            name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain="" if step.standard else THINKER,
+            form=None if step.standard else step.form,
         )  # fmt: skip
 
 

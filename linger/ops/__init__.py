@@ -23,7 +23,8 @@ from linger.ops import (
     relu6,
     standard,
 )
-from linger.ops._base import IntModule, Lowered, Op, Operand
+from linger.ops._base import IntModule, Op
+from linger.ops._lowered import Lowered, Operand
 
 MODULES = (
     quant,

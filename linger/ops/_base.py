@@ -14,32 +14,13 @@ from torch import Tensor, nn
 from linger import observe
 from linger.errors import LingerError
 from linger.numerics import FLOAT32_EXACT, Grid, fake_quant, grid_of, highest, levels, scale_from_running, set_grid
+from linger.ops import _symbolic
+from linger.ops._lowered import Lowered, Operand
 
 DRY: ContextVar[bool] = ContextVar("DRY", default=False)  # a forward made only to create sites: ranges may be missing
 UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lowered:
-    """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node."""
-
-    op_type: str
-    inputs: tuple[int | str, ...]
-    attrs: Mapping[str, Any]
-    params: Mapping[str, np.ndarray] = field(default_factory=dict)
-    bits: int = 8
-    form: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operand:
-    """A tensor that enters or leaves a node: its scale (a power of two), bits and shape."""
-
-    scale: float
-    bits: int
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +80,10 @@ class IntModule(nn.Module):
     normalize_bias: float | None
     ahead_relu: bool
     exact_in_float32: bool
+    _proved: tuple[int, ...] | None
+    _ranged: set[str]
+    _calls: list[_symbolic.Call]
+    _seen_in: int | None
 
     def start(
         self,
@@ -122,8 +107,7 @@ class IntModule(nn.Module):
         )
         self.ahead_relu = ahead_relu
         self.exact_in_float32 = True
-        self._proved: tuple[int, ...] | None = None
-        self._ranged: set[str] = set()
+        self.forget()
         for name in self.observed:
             self.register_buffer(f"running_{name}", torch.zeros((), device=device))
 
@@ -139,13 +123,25 @@ class IntModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and not _symbolic.exporting():
                 return super().__call__(*args, **kwargs)
             try:
-                return super().__call__(*args, **kwargs)
+                if torch.compiler.is_compiling():
+                    return _symbolic.emit(self, args, kwargs)
+                out = super().__call__(*args, **kwargs)
             except LingerError as error:
                 error.module = error.module or self
                 raise
+            if not self.training:
+                self.remember(args, kwargs, out)
+            return out
+
+    def remember(self, args: Any, kwargs: Any, out: Tensor) -> None:
+        """Keep the grids of the calls of the first eval forward, for an exporter that has no values to look at."""
+        forward = _symbolic.FORWARD.get()
+        if self._seen_in in (None, forward):
+            self._seen_in = forward
+            self._calls.append(_symbolic.seen(self, args, kwargs, out))
 
     # --- grids
 
@@ -196,6 +192,14 @@ class IntModule(nn.Module):
             running.copy_(levels(min(bits, 24)) / scale)
         return (x if grid.bits == bits else fake_quant(x, scale, bits)), scale
 
+    def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
+        """An operand of ``given`` bits (a plain tensor where ``scale`` is None) as forward brings it to ``bits`` bits."""
+        if scale is None:
+            name = self.operand_name(position)
+            self.require_range(name)
+            return Operand(scale=float(self.scale(name, bits)), bits=bits, shape=shape)
+        return Operand(scale=scale * 2.0 ** (bits - given), bits=bits, shape=shape)
+
     def operand_name(self, position: int) -> str:
         """Under which name the range of the operand at ``position`` is observed where it comes without a grid."""
         return "xy"[position]
@@ -234,6 +238,8 @@ class IntModule(nn.Module):
         """Weights or ranges may have changed: prove and check again at the next forward."""
         self._proved = None
         self._ranged = set()
+        self._calls = []
+        self._seen_in = None
 
     def train(self, mode: bool = True) -> Any:
         self.forget()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from linger.numerics import grid_of, scalar_scale
-from linger.ops._base import IntModule, Lowered, Operand
+from linger.ops._base import IntModule
+from linger.ops._lowered import Lowered, Operand
 
 
 class Site(IntModule):

@@ -25,7 +25,8 @@ from linger.numerics import (
     scale_from_weight,
     shift_round,
 )
-from linger.ops._base import IntModule, Lowered, Operand, constants, requant_text
+from linger.ops._base import IntModule, constants, requant_text
+from linger.ops._lowered import Lowered, Operand
 
 
 class WeightedInt(IntModule):

@@ -23,7 +23,8 @@ from linger.numerics import (
     quantize,
     scale_from_weight,
 )
-from linger.ops._base import IntModule, Lowered, Op, Operand, requant_text
+from linger.ops._base import IntModule, Op, requant_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import multiplier_text, output_bits, requantize
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
-from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._base import Op, constants, requant_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import output_bits
 

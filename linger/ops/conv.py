@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from linger.numerics import exact_matmul
 from linger.ops import pad
-from linger.ops._base import Lowered, Op, Operand
+from linger.ops._base import Op
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form, sum_body
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
-from linger.ops._base import Op, Operand
+from linger.ops._base import Op
+from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form
 from linger.ops.conv import body, real

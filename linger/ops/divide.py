@@ -18,7 +18,8 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
-from linger.ops._base import Lowered, Op, Operand, constants, real_text, requant_text
+from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 from linger.ops._weighted import output_bits
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from linger.ops._base import Lowered, Op
+from linger.ops._base import Op
+from linger.ops._lowered import Lowered
 
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from linger.errors import LingerError
 from linger.numerics import Grid, divide_half_up, saturate, set_grid, straight_through
-from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, constants, real_text
+from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
 

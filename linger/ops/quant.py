@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from linger.numerics import Grid, exponent, grid_of, highest, int_dtype, levels, saturate, set_grid, shift_round
-from linger.ops._base import Lowered, Op, Operand, constants, real_text, requant_text
+from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
 

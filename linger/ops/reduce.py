@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, shift_round, straight_through
-from linger.ops._base import Lowered, Op, Operand, constants, requant_text
+from linger.ops._base import Op, constants, requant_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import output_bits
 from linger.ops.pool import divided, division_text, pool_node, ties_away

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import Grid, int_dtype, levels, set_grid
-from linger.ops._base import ONNX_INT, IntModule, Lowered, Op, Operand, real_text
+from linger.ops._base import ONNX_INT, IntModule, Op, real_text
+from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
 

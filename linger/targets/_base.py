@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,3 +17,13 @@ class Target:
     parameter_bits: tuple[int, ...]
     platform_quant: str = "luna_quant"
     quant_mode: str = "floor_add"
+
+    def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""
+        said = dict(attrs)
+        if any(key.startswith("scale_") for key in said):
+            said |= {"platform": self.platform, "platform_quant": self.platform_quant, "quant_mode": self.quant_mode}
+        if "parameter_bits" in said:
+            wide_enough = [b for b in self.parameter_bits if b >= said["parameter_bits"]]
+            said["parameter_bits"] = min(wide_enough, default=said["parameter_bits"])
+        return said

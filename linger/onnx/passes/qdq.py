@@ -72,7 +72,9 @@ class _Rewriter:
             return
         for i, name in enumerate(node.input):
             if name in self.stored:
-                node.input[i] = self.dequantized(name, _stored_scale(attrs, i, self.grids.get(node.input[0], (1.0, 8))[0]))
+                node.input[i] = self.dequantized(
+                    name, _stored_scale(attrs, i, self.grids.get(node.input[0], (1.0, 8))[0])
+                )
         self.nodes.append(node)
         before = self.grids.get(node.input[0] if node.input else "")
         grid = (attrs["scale_o"], attrs["o_bits"]) if "scale_o" in attrs else before

@@ -1,0 +1,35 @@
+"""What a fixed-point module says to an exporter: its operands, and the nodes that compute the same integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node."""
+
+    op_type: str
+    inputs: tuple[int | str, ...]
+    attrs: Mapping[str, Any]
+    params: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bits: int = 8
+    form: str = ""
+
+    @property
+    def standard(self) -> bool:
+        """Whether ONNX itself has this op at this width."""
+        return self.op_type == "Clip" and self.bits in (8, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """A tensor that enters or leaves a node: its scale (a power of two), bits and shape."""
+
+    scale: float
+    bits: int
+    shape: tuple[int, ...]
