@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from linger.errors import LingerError
 from linger.ops import SITES, IntModule
 from linger.ops.convbn import folded
-from linger.trace import make_site
+from linger.route import make_site
 
 SITE = re.compile(r"^(?:(?P<owner>.*)\.)?(?P<name>_linger_round_tensor_(?P<rest>[^.]+))\.[^.]+$")
 CONV_KEYS = ("weight", "bias")

@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
 from linger.ops import BY_FLOAT, IntModule
-from linger.ops._base import DRY, check_bits, twin
+from linger.ops._base import check_bits, dry, twin
 from linger.ops._normalize import Normalized
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
+from linger.route import make_site, route
 from linger.settings import QuantMode, config
 from linger.targets import target as find_target
-from linger.trace import is_leaf, make_site, route
+from linger.trace import is_leaf
 
 Types = type[nn.Module] | Iterable[type[nn.Module]]
 Step = tuple[nn.Module, Callable[[], nn.Module]]
@@ -385,15 +386,14 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
 def _make_sites(net: nn.Module, sample: Any, device: torch.device | None) -> None:
     """One forward in eval on the inputs trace_layers saw, so that every functional call has its state before training."""
     modes = {m: m.training for m in net.modules()}
-    token = DRY.set(True)
     try:
         for m in modes:
             m.training = False
         moved = pytree.tree_map_only(Tensor, lambda t: t.to(device) if device else t, sample)
-        net(*moved)
+        with dry():
+            net(*moved)
     except RuntimeError:
         pass  # the net changed since it was traced: its first forward makes the sites, or says what is wrong
     finally:
-        DRY.reset(token)
         for m in net.modules():
             m.training = modes.get(m, net.training)

@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 from linger import checkpoint
 from linger.errors import LingerError, during
 from linger.ops import IntModule
+from linger.ops._base import dry
 from linger.ops.convbn import FUSED, EmptyBatchNorm
+from linger.ops.quant import ScaledRoundLayer
 from linger.trace import Graph, Node, record
 
 RELU = {"ReLU", "relu"}
@@ -113,7 +115,7 @@ def trace_layers(
     if target_model not in names.values():
         raise LingerError("trace_layers: target_model is not part of root_model; pass the net that contains it first")
     for name, module in target_model.named_modules():
-        if isinstance(module, (IntModule, EmptyBatchNorm)):
+        if isinstance(module, (IntModule, EmptyBatchNorm)) and not isinstance(module, ScaledRoundLayer):
             raise LingerError(
                 f"trace_layers: {name or type(target_model).__name__}: found {type(module).__name__}, allowed is a float net "
                 "that was not traced before; call trace_layers once, before normalize_layers and init"
@@ -121,7 +123,8 @@ def trace_layers(
     inputs = args[0] if len(args) == 1 and isinstance(args[0], tuple) else args
     with during("trace_layers"):
         try:
-            graph, _ = record(target_model, inputs)
+            with dry():
+                graph, _ = record(target_model, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             shapes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
             raise LingerError(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FLOAT32_EXACT = 2**24
+FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
 
 

@@ -24,6 +24,7 @@ from linger.ops import (
     standard,
 )
 from linger.ops._base import IntModule, Op
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 
 MODULES = (
@@ -44,6 +45,8 @@ MODULES = (
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
 
+CASES: tuple[Case, ...] = tuple(case for module in MODULES for case in getattr(module, "CASES", ()))
+
 BY_NAME: dict[str, Op] = {name: op for op in ROWS for name in (op.name, *op.aliases)}
 BY_FLOAT: dict[type[nn.Module], Op] = {}
 for _op in ROWS:
@@ -54,4 +57,4 @@ for _op in ROWS:
 SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
 BY_CALL: dict[Callable[..., Any], Op] = {call: op for op in ROWS for call in op.calls}
 
-__all__ = ["BY_CALL", "BY_FLOAT", "BY_NAME", "ROWS", "SITES", "IntModule", "Lowered", "Op", "Operand"]
+__all__ = ["BY_CALL", "BY_FLOAT", "BY_NAME", "CASES", "ROWS", "SITES", "Case", "IntModule", "Lowered", "Op", "Operand"]

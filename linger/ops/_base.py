@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +18,19 @@ from linger.numerics import FLOAT32_EXACT, Grid, fake_quant, grid_of, highest, l
 from linger.ops import _symbolic
 from linger.ops._lowered import Lowered, Operand
 
-DRY: ContextVar[bool] = ContextVar("DRY", default=False)  # a forward made only to create sites: ranges may be missing
+_DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
+
+
+@contextmanager
+def dry() -> Iterator[None]:
+    """A forward made only to see its calls or to create sites: ranges may be missing."""
+    token = _DRY.set(True)
+    try:
+        yield
+    finally:
+        _DRY.reset(token)
+
+
 UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
@@ -158,7 +171,7 @@ class IntModule(nn.Module):
 
     def require_range(self, name: str) -> None:
         """Raise unless ``running_<name>`` has seen a finite batch; asked once after every ``train()`` and load."""
-        if name in self._ranged or torch.compiler.is_compiling() or DRY.get():
+        if name in self._ranged or torch.compiler.is_compiling() or _DRY.get():
             return
         value = float(self.running(name))
         if value == 0:

@@ -24,6 +24,7 @@ from linger.numerics import (
     scale_from_weight,
 )
 from linger.ops._base import IntModule, Op, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import multiplier_text, output_bits, requantize
@@ -164,6 +165,13 @@ def real(form: str, opset: int) -> str:
     text = _channel_shape(int(output_bits(form)[0].partition("r")[2]))
     return text + "Wr = Reshape (W, s)\nBr = Reshape (B, s)\nP = Mul (X, Wr)\nY = Add (P, Br)\n"
 
+
+CASES = (
+    Case(name="bn1d", make=lambda: nn.BatchNorm1d(6), shapes=((3, 6, 15),)),
+    Case(name="bn1d-2d-input", make=lambda: nn.BatchNorm1d(6), shapes=((9, 6),)),
+    Case(name="bn2d", make=lambda: nn.BatchNorm2d(5, eps=1e-2, momentum=0.3), shapes=((2, 5, 7, 6),)),
+    Case(name="bn2d-plain", make=lambda: nn.BatchNorm2d(4, affine=False), shapes=((2, 4, 6, 6),)),
+)
 
 OPS = (
     Op(name="BatchNorm2dInt", run=run, body=body, real=real, integer=BatchNorm2dInt, floats=(nn.BatchNorm2d,),

@@ -15,6 +15,7 @@ from torch import Tensor
 from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import output_bits
@@ -77,6 +78,17 @@ def real(form: str, opset: int) -> str:
     n = int(output_bits(form)[0][1:])
     return f"Y = Concat <axis: int = @dim> ({', '.join(f'X{i}' for i in range(n))})\n"
 
+
+CASES = (
+    Case(name="cat", make=lambda: lambda x, y: torch.cat([x, y], 1), shapes=((2, 3, 10), (2, 5, 10))),
+    Case(
+        name="cat-last",
+        make=lambda: lambda x, y, z: torch.cat((x, y, z), dim=-1),
+        shapes=((2, 3, 4), (2, 3, 5), (2, 3, 6)),
+    ),
+    Case(name="cat-one", make=lambda: lambda x: torch.cat([x], 1), shapes=((2, 3, 10),)),
+    Case(name="stack", make=lambda: lambda x, y: torch.stack([x, y], dim=1), shapes=((2, 3, 10), (2, 3, 10))),
+)
 
 OPS = (
     Op(name="iqCat", run=run, body=body, real=real, integer=CatSite, site="iqcat",

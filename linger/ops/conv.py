@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from linger.numerics import exact_matmul
 from linger.ops import pad
 from linger.ops._base import Op
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form, sum_body
@@ -113,7 +114,7 @@ def run(
     windows = windows[(slice(None), slice(None), *steps)]
     windows = np.moveaxis(windows, 1, 1 + rank)  # N, *out, C, *kernel
     space = windows.shape[: 1 + rank]
-    columns = windows.reshape(*space, group, -1)
+    columns = windows.reshape(*space, group, int(np.prod(w.shape[1:])))
     rows = w.reshape(group, w.shape[0] // group, -1)
     acc = np.concatenate([exact_matmul(columns[..., g, :], rows[g].T) for g in range(group)], axis=-1)
     if b is not None:
@@ -140,6 +141,27 @@ def real(op: str = "Conv", extra: str = "") -> Any:
     """The same on floats."""
     return lambda form, opset: f"Y = {op} <{ATTRS}{extra}> (X, W, B)\n"
 
+
+def _case(name: str, rank: int, space: tuple[int, ...], *args: Any, **options: Any) -> Case:
+    layer = nn.Conv2d if rank == 2 else nn.Conv1d
+    return Case(name=name, make=lambda: layer(*args, **options), shapes=((2, args[0], *space),))
+
+
+CASES = (
+    _case("conv1d", 1, (33,), 3, 5, 3, padding=1),
+    _case("conv1d-depthwise", 1, (40,), 6, 6, 5, groups=6, stride=2, bias=False),
+    _case("conv1d-same-dilated", 1, (29,), 4, 6, 4, padding="same", dilation=2),
+    _case("conv1d-circular", 1, (17,), 2, 3, 5, padding=(2,), padding_mode="circular"),
+    _case("conv2d", 2, (11, 9), 3, 8, 3, padding=1),
+    _case("conv2d-groups", 2, (8, 10), 8, 12, 3, groups=4, stride=(2, 1)),
+    _case("conv2d-depthwise", 2, (9, 9), 6, 12, 3, groups=6, padding=1, bias=False),
+    _case("conv2d-asymmetric", 2, (10, 13), 2, 4, (1, 5), padding=(0, 2), dilation=(1, 2)),
+    _case("conv2d-same", 2, (7, 8), 3, 4, (4, 3), padding="same"),
+    _case("conv2d-valid", 2, (7, 8), 3, 4, (2, 3), padding="valid"),
+    _case("conv2d-reflect", 2, (8, 8), 2, 3, 3, padding=1, padding_mode="reflect"),
+    _case("conv2d-replicate", 2, (6, 8), 2, 3, (3, 5), padding=(1, 2), padding_mode="replicate"),
+    _case("conv2d-K4608", 2, (3, 4), 512, 3, 3, padding=1),
+)
 
 OPS = (
     Op(name="Conv1dInt", run=run, body=body(1), real=real(), integer=Conv1dInt, floats=(nn.Conv1d,), normalized=NormalizeConv1d,

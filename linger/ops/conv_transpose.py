@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
 from linger.ops._base import Op
+from linger.ops._case import Case
 from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form
@@ -118,6 +119,23 @@ def run(
 
 
 _EXTRA = ", output_padding: ints = @output_padding"
+
+
+def _case(name: str, rank: int, space: tuple[int, ...], *args: Any, **options: Any) -> Case:
+    layer = nn.ConvTranspose2d if rank == 2 else nn.ConvTranspose1d
+    return Case(name=name, make=lambda: layer(*args, **options), shapes=((2, args[0], *space),))
+
+
+CASES = (
+    _case("transposed1d", 1, (20,), 3, 4, 4, stride=2, padding=1),
+    _case("transposed1d-groups", 1, (15,), 4, 6, 3, stride=3, groups=2, output_padding=2, bias=False),
+    _case("transposed2d", 2, (6, 7), 4, 3, 2, stride=2),
+    _case(
+        "transposed2d-groups", 2, (5, 6), 4, 8, (3, 2), stride=(2, 1), groups=2, padding=(1, 0), output_padding=(1, 0)
+    ),
+    _case("transposed2d-dilated", 2, (5, 5), 3, 2, 3, dilation=2, padding=1),
+    _case("transposed2d-depthwise", 2, (5, 5), 4, 4, 3, groups=4, stride=2, bias=False),
+)
 
 OPS = (
     Op(name="ConvTranspose1dInt", run=run, body=body(1, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from linger.errors import LingerError
 from linger.numerics import bound_parameter
 from linger.ops._base import twin
+from linger.ops._case import Case
 from linger.ops._normalize import Normalized
 from linger.ops.conv import Conv1dInt, Conv2dInt
 from linger.ops.conv_transpose import ConvTranspose1dInt, ConvTranspose2dInt, _transposed
@@ -157,5 +158,31 @@ FUSED: dict[tuple[type[nn.Module], type[nn.Module]], type[_ConvBN]] = {
     (nn.ConvTranspose1d, nn.BatchNorm1d): NormalizeConvTransposeBN1d,
     (nn.ConvTranspose2d, nn.BatchNorm2d): NormalizeConvTransposeBN2d,
 }
+
+
+class _ConvThenNorm(nn.Sequential):
+    """A convolution and its batch normalization with statistics that are not those of a new one."""
+
+    def __init__(self, conv: nn.Module, norm: Any, gamma: float = 1.0) -> None:
+        super().__init__(conv, norm)
+        with torch.no_grad():
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.2, 2.0)
+            if norm.weight is not None:
+                norm.weight.normal_().mul_(gamma)
+
+
+def _case(name: str, channels: int, space: tuple[int, ...], make: Any) -> Case:
+    return Case(name=name, make=make, shapes=((2, channels, *space),))
+
+
+CASES = (
+    _case("conv-bn1d", 3, (20,), lambda: _ConvThenNorm(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4, eps=1e-3))),
+    _case("conv-bn2d", 3, (8, 8), lambda: _ConvThenNorm(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5))),
+    _case("conv-bn-gamma-0", 3, (8, 8), lambda: _ConvThenNorm(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), 0.0)),
+    _case("conv-bn-plain", 3, (8, 8), lambda: _ConvThenNorm(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False))),
+    _case("transposed-bn1d", 4, (9,), lambda: _ConvThenNorm(nn.ConvTranspose1d(4, 6, 3, groups=2), nn.BatchNorm1d(6))),
+    _case("transposed-bn2d", 3, (6, 6), lambda: _ConvThenNorm(nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4))),
+)
 
 OPS = ()

@@ -19,6 +19,7 @@ from torch import Tensor
 from linger import observe
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
 from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 from linger.ops._weighted import output_bits
@@ -84,6 +85,14 @@ def body(form: str, opset: int) -> tuple[str, str]:
     text += "r = Div (nd, ds)\nf = Floor (r)\nl = Mul (xs, big)\nq = Where (z, l, f)\n"
     return "X, Y0", text + requant_text("q", "one", "Y", bits, double=True)
 
+
+CASES = (
+    Case(name="div", make=lambda: lambda x, y: x / y, shapes=((2, 60), (2, 60)), divisor=True),
+    Case(name="div-broadcast", make=lambda: lambda x, y: x / y, shapes=((2, 3, 20), (2, 3, 1)), divisor=True),
+    Case(name="div-scalar", make=lambda: lambda x: x / 3, shapes=((2, 60),)),
+    Case(name="div-scalar-left", make=lambda: lambda x: 2.5 / x, shapes=((2, 60),), divisor=True),
+    Case(name="div-power-of-2", make=lambda: lambda x: x / 4, shapes=((2, 60),)),
+)
 
 OPS = (
     Op(name="iqDiv", run=run, body=body, real=real_text("Y = Div (X, Y0)"), integer=DivSite, site="iqdiv",

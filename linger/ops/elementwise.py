@@ -19,6 +19,7 @@ from torch import Tensor
 from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 from linger.ops._weighted import output_bits
@@ -124,6 +125,24 @@ def body_mul(form: str, opset: int) -> tuple[str, str]:
     text += f"M = Cast <to: int = {11 if double else 1}> (Mf)\n" + _operands(double=double) + "P = Mul (Xf, Yf)\n"
     return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("P", "M", "Y", bits, double)
 
+
+_PAIR = ((2, 3, 20), (2, 3, 20))
+_SPREAD = ((2, 3, 4, 5), (2, 3, 1, 1))
+
+CASES = (
+    Case(name="add", make=lambda: lambda x, y: x + y, shapes=_PAIR),
+    Case(name="add-broadcast", make=lambda: lambda x, y: y + x, shapes=_SPREAD),
+    Case(name="add-scalar", make=lambda: lambda x: x + 0.7, shapes=((2, 60),)),
+    Case(name="add-scalar-left", make=lambda: lambda x: -3 + x, shapes=((2, 60),)),
+    Case(name="add-alpha", make=lambda: lambda x, y: torch.add(x, y, alpha=2), shapes=_PAIR),
+    Case(name="sub", make=lambda: lambda x, y: x - y, shapes=_PAIR),
+    Case(name="sub-scalar-left", make=lambda: lambda x: 1 - x, shapes=((2, 60),)),
+    Case(name="sub-alpha", make=lambda: lambda x, y: x.sub(y, alpha=0.5), shapes=_PAIR),
+    Case(name="mul", make=lambda: lambda x, y: x * y, shapes=_PAIR),
+    Case(name="mul-broadcast", make=lambda: lambda x, y: torch.mul(x, other=y), shapes=_SPREAD),
+    Case(name="mul-scalar", make=lambda: lambda x: x * 0.3, shapes=((2, 60),)),
+    Case(name="mul-by-0", make=lambda: lambda x: 0 * x, shapes=((2, 60),)),
+)
 
 OPS = (
     Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), real=real_text("Y = Add (X, Y0)"), integer=AddSite, site="iqadd",

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
 from linger.ops._base import Op, requant_text
+from linger.ops._case import Case
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, multiplier_text, output_bits, requantize
 
@@ -64,6 +65,13 @@ def body(form: str, opset: int) -> tuple[str, str]:
 def real(form: str, opset: int) -> str:
     return "Wt = Transpose <perm: ints = [1, 0]> (W)\nP = MatMul (X, Wt)\nY = Add (P, B)\n"
 
+
+CASES = (
+    Case(name="linear", make=lambda: nn.Linear(37, 10), shapes=((5, 37),)),
+    Case(name="linear-3d", make=lambda: nn.Linear(16, 6, bias=False), shapes=((2, 7, 16),)),
+    Case(name="linear-4d", make=lambda: nn.Linear(8, 5), shapes=((2, 3, 4, 8),)),
+    Case(name="linear-K4608", make=lambda: nn.Linear(4608, 3), shapes=((4, 4608),)),
+)
 
 OPS = (
     Op(name="LinearInt", run=run, body=body, real=real, integer=LinearInt, floats=(nn.Linear,), normalized=NormalizeLinear,

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from linger.errors import LingerError
 from linger.numerics import Grid, divide_half_up, saturate, set_grid, straight_through
 from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
@@ -36,7 +37,7 @@ def ties_away(k: int) -> bool:
     for _ in range(3):
         t = np.floor((2 - y * r) * 2**30 + 0.5) / 2**30
         r = np.floor(t * r * 2**29 + 0.5) / 2**29
-    return int(r * 2**29) * k > 2 ** (29 + n)
+    return bool(int(r * 2**29) * k > 2 ** (29 + n))
 
 
 def _pair(v: Any, rank: int) -> tuple[int, ...]:
@@ -100,7 +101,7 @@ def divided(total: Tensor, k: int) -> Tensor:
     """Equations (2), (3) on window sums in LSB (float64 holding integers)."""
     if k & (k - 1) == 0:
         return torch.floor((2 * total + k) / (2 * k))
-    return torch.floor((2 * total.abs() + k - (not ties_away(k))) / (2 * k)) * total.sign()
+    return torch.floor((2 * total.abs() + k - int(not ties_away(k))) / (2 * k)) * total.sign()
 
 
 def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any) -> Tensor:
@@ -240,6 +241,23 @@ WINDOW = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", 
 CALL_NAMES: dict[Any, tuple[str, ...]] = {
     F.avg_pool1d: WINDOW, F.avg_pool2d: WINDOW, F.adaptive_avg_pool1d: ("output_size",), F.adaptive_avg_pool2d: ("output_size",),
 }  # fmt: skip
+
+CASES = (
+    Case(name="avg-pool1d", make=lambda: nn.AvgPool1d(3, stride=2, padding=1), shapes=((2, 4, 31),)),
+    Case(name="avg-pool2d-4", make=lambda: nn.AvgPool2d(2), shapes=((2, 3, 10, 8),)),
+    Case(name="avg-pool2d-6", make=lambda: nn.AvgPool2d((2, 3), padding=(1, 1)), shapes=((2, 3, 12, 12),)),
+    Case(name="avg-pool2d-10", make=lambda: nn.AvgPool2d((5, 2), stride=1), shapes=((2, 3, 9, 9),)),
+    Case(name="avg-pool2d-9", make=lambda: nn.AvgPool2d(3), shapes=((2, 3, 9, 9),)),
+    Case(name="avg-pool2d-49", make=lambda: nn.AvgPool2d(7), shapes=((3, 5, 7, 7),)),
+    Case(
+        name="avg-pool-function", make=lambda: lambda x: F.avg_pool2d(x, 2, stride=1, padding=1), shapes=((2, 3, 6, 8),)
+    ),
+    Case(name="adaptive-1", make=lambda: nn.AdaptiveAvgPool2d(1), shapes=((2, 4, 6, 5),)),
+    Case(name="adaptive-2x3", make=lambda: nn.AdaptiveAvgPool2d((2, 3)), shapes=((2, 4, 8, 9),)),
+    Case(name="adaptive-none", make=lambda: nn.AdaptiveAvgPool2d((None, 2)), shapes=((2, 4, 3, 8),)),
+    Case(name="adaptive1d", make=lambda: nn.AdaptiveAvgPool1d(4), shapes=((2, 4, 12),)),
+    Case(name="adaptive-function", make=lambda: lambda x: F.adaptive_avg_pool2d(x, (1, 1)), shapes=((2, 4, 7, 7),)),
+)
 
 OPS = (
     Op(name="AvgPool2dInt", run=run, body=body, real=real, integer=AvgPool2dInt, floats=(nn.AvgPool2d,), aliases=("QAvgPool2d",)),

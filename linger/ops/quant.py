@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from linger.numerics import Grid, exponent, grid_of, highest, int_dtype, levels, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
@@ -71,6 +72,8 @@ class ScaledRoundLayer(Site):
 
 
 SAME = real_text("Y = Identity (X)")  # on floats, rounding is the pair of QuantizeLinear and DequantizeLinear behind it
+
+CASES = (Case(name="quant", make=lambda: nn.Identity(), shapes=((4, 60),), bits=(8, 16, 32)),)
 
 OPS = (
     Op(name="Quant", run=run_quant, body=body_quant, real=SAME),

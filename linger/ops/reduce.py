@@ -15,6 +15,7 @@ from torch import Tensor
 
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, shift_round, straight_through
 from linger.ops._base import Op, constants, requant_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import output_bits
@@ -126,6 +127,17 @@ def body_mean(form: str, opset: int) -> tuple[str, str]:
 
 
 NAMES = ("dim", "keepdim")
+
+CASES = (
+    Case(name="sum", make=lambda: lambda x: x.sum(1), shapes=((4, 6, 10),)),
+    Case(name="sum-keepdim", make=lambda: lambda x: torch.sum(x, (1, 3), keepdim=True), shapes=((2, 6, 5, 4),)),
+    Case(name="sum-negative", make=lambda: lambda x: x.sum(dim=-1), shapes=((4, 6, 10),)),
+    Case(name="mean-pool", make=lambda: lambda x: x.mean((2, 3)), shapes=((2, 5, 6, 4),)),
+    Case(name="mean-pool-keepdim", make=lambda: lambda x: x.mean([-1, -2], keepdim=True), shapes=((2, 5, 7, 7),)),
+    Case(name="mean-10", make=lambda: lambda x: torch.mean(x, 1), shapes=((4, 10, 9),)),
+    Case(name="mean-16", make=lambda: lambda x: x.mean(-1, True), shapes=((4, 3, 16),)),
+    Case(name="mean-6", make=lambda: lambda x: x.mean(dim=(1, 2)), shapes=((40, 2, 3),)),
+)
 
 OPS = (
     Op(name="iqSum", run=run_sum, body=body_sum, real=lambda form, opset: _reduced("X", "Y", opset), integer=SumSite, site="iqsum", calls=(torch.sum, Tensor.sum),

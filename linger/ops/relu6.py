@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from linger.numerics import Grid, int_dtype, levels, set_grid
 from linger.ops._base import ONNX_INT, IntModule, Op, real_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
@@ -71,6 +72,11 @@ def body(form: str, opset: int) -> tuple[str, str]:
     casts = "".join(f"{n}f = Cast <to: int = 11> ({n})\n" for n in "XLH")
     return "X, L, H", casts + f"C = Clip (Xf, Lf, Hf)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (C)\n"
 
+
+CASES = (
+    Case(name="relu6", make=lambda: nn.ReLU6(), shapes=((2, 3, 40),)),
+    Case(name="relu6-function", make=lambda: F.relu6, shapes=((2, 3, 40),)),
+)
 
 OPS = (
     Op(name="Clip", run=run, body=body, real=real_text("Y = Clip (X, L, H)"), integer=ReLU6Int, floats=(nn.ReLU6,)),
