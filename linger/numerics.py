@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
 
@@ -36,6 +37,11 @@ def levels(bits: int) -> int:
 def highest(bits: int) -> int:
     """The saturation limit: B(b), but 2^31 - 128 for 32 bits, the largest int32 that float32 holds."""
     return levels(bits) if bits < 32 else 2**31 - 128
+
+
+def reach(bits: int) -> int:
+    """The largest magnitude of an activation of ``bits`` bits, 128 for 8 and 2^24 for 32 (``WIDEST``)."""
+    return int(2 ** (min(bits, WIDEST) - 1))
 
 
 def grid_of(x: Any) -> Grid | None:
@@ -64,7 +70,7 @@ def pow2_round(v: Tensor) -> Tensor:
 
 def scale_from_running(running: Tensor, bits: int) -> Tensor:
     """Activation scale 2^round(log2(B / running)); 1.0 where nothing but zeros was seen (``upstream`` 4.0)."""
-    scale = pow2_round((levels(min(bits, 24)) / running).clamp(2.0**-60, 2.0**60))
+    scale = pow2_round((levels(min(bits, WIDEST - 1)) / running).clamp(2.0**-60, 2.0**60))
     return torch.where(running <= NOTHING, torch.ones_like(scale), scale)
 
 
@@ -86,14 +92,17 @@ def scalar_scale(value: float, bits: int = 8) -> float:
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None) -> Tensor:
-        half = scale.new_full((), 0.5)
-        v = torch.addcmul(half, x, scale).floor_()
+        if bits > 16:  # adding a half needs more than float32 has
+            wide, scale = x.double(), scale.double()
+        else:
+            wide = x
+        v = torch.addcmul(scale.new_full((), 0.5), wide, scale).floor_()
         q = v.clamp(-levels(bits) - 1, highest(bits))
         keep = q == v
         if bound is not None:
             keep &= x.abs() <= bound
         ctx.save_for_backward(keep)
-        return q.div_(scale)
+        return q.div_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

@@ -49,6 +49,7 @@ class Value:
     shape: tuple[int, ...]
     scale: float | None
     bits: int
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Tape:
         grid = grid_of(t)
         new = Value(
             id=len(self.alive), shape=tuple(t.shape), scale=None if grid is None else float(grid.scale),
-            bits=32 if grid is None else grid.bits,
+            bits=32 if grid is None else grid.bits, dtype=t.dtype,
         )  # fmt: skip
         self.values[id(t)] = new
         self.alive.append(t)

@@ -310,6 +310,18 @@ def test_stages_alternate(between: str) -> None:
         assert_same(not_grids(net.state_dict()), not_grids(saved("fixed", 3)))
 
 
+@torch.no_grad()
+def test_loading_into_a_net_that_stays_in_eval() -> None:
+    """What was proved and checked of the old values is forgotten, without a call of train() or eval() between."""
+    net = source("fixed", 0)
+    net(batch(2))
+    net.load_state_dict(saved("fixed", 3))
+    assert torch.equal(net(batch(2)), output(source("fixed", 3)))
+    net.load_state_dict(convert(Net(), "fixed").state_dict())
+    with pytest.raises(linger.LingerError, match="running_x is 0"):
+        net(batch(2))
+
+
 # --- 3: keys of upstream 1.1.1
 
 

@@ -13,6 +13,7 @@ import linger
 from linger.ops import CASES, Case
 from linger.verify import LEVELS
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 IDS = [case.name for case in CASES]
 FACTORS = (2.0**-6, 2.0**-1, 1.0, 2.0**3, 2.0**7)  # from saturation of nearly everything to a far shift
 COUNTED: dict[str, int] = {}
@@ -66,3 +67,11 @@ def test_training_forward_is_the_eval_forward(case: Case) -> None:
     if all(torch.equal(a, b) for a, b in zip(frozen, net.buffers(), strict=True)):
         with torch.no_grad():
             assert torch.equal(net.eval()(*x), trained)
+
+
+@pytest.mark.parametrize("bits", [32])
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_32_bit_results(case: Case, bits: int, tmp_path: Path) -> None:
+    """32-bit activations: no integer is lost to float32, and nothing is shifted out."""
+    net = converted(case, bits)
+    check(net, case, bits, tmp_path / "case.onnx", "thinker", (1, 7), 5)

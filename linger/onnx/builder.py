@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from onnx import parser
 
 from linger.errors import LingerError
@@ -15,6 +16,11 @@ from linger.ops import BY_NAME
 from linger.targets import Target
 
 THINKER = "thinker"
+ONNX_TYPES = {  # float64 is written as float32
+    torch.float32: ir.DataType.FLOAT, torch.float64: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT,
+    torch.bool: ir.DataType.BOOL, torch.uint8: ir.DataType.UINT8, torch.int8: ir.DataType.INT8,
+    torch.int16: ir.DataType.INT16, torch.int32: ir.DataType.INT32, torch.int64: ir.DataType.INT64,
+}  # fmt: skip
 DTYPES = {8: ir.DataType.INT8, 16: ir.DataType.INT16, 32: ir.DataType.INT32}
 FUNCTION_IR, OVERLOAD_IR = 9, 10  # model-local functions; functions that differ by overload
 OPEN_END = 2**31 - 1
@@ -100,7 +106,7 @@ class Builder:
             list(inputs),
             [attribute(k, v) for k, v in sorted(attrs.items())],
             outputs=outputs,
-            name=name,
+            name=outputs[0].name,
         )
         self.nodes.append(node)
         if domain == THINKER:

@@ -107,6 +107,15 @@ def build(
     names = list(input_names or _parameter_names(model, args, kwargs))
     if len(names) < len(tensors):
         names += [f"input_{i}" for i in range(len(names), len(tensors))]
+    strange = [
+        k
+        for k in axes
+        if isinstance(k, str) and k not in names and k not in (output_names or ()) and not k.startswith("output_")
+    ]
+    if strange:
+        raise LingerError(
+            f"dynamic axes of {', '.join(strange)}, allowed are the inputs {', '.join(names)} and the outputs; use those names or pass input_names"
+        )
     by_input = [_symbols(name, i, axes) for i, name in enumerate(names[: len(tensors)])]
     try:
         graph, _, symbols = record_all(model, args, kwargs, by_input, leaf=lambda m: isinstance(m, IntModule))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from linger.errors import LingerError
+from linger.onnx.moves import squeezed
 from linger.ops.pool import adaptive_window
 from linger.trace import Node, Value
 
@@ -36,19 +38,28 @@ def emit(
     return w.build.one(f"{node.name}{tail}", op_type, inputs, attrs or {}, FLOAT, shape)
 
 
+def compare(op_type: str) -> FloatOp:
+    def row(w: Writer, node: Node) -> ir.Value:
+        inputs = [w.plain(v) for v in node.args[:2]]
+        return w.build.one(node.name, op_type, inputs, {}, ir.DataType.BOOL, node.outputs[0].shape)
+
+    return row
+
+
 def unary(op_type: str, **attrs: Any) -> FloatOp:
     return lambda w, node: emit(w, node, op_type, [w.plain(node.args[0])], dict(attrs))
 
 
-def binary(op_type: str, reverse: bool = False) -> FloatOp:
+def binary(op_type: str) -> FloatOp:
     def row(w: Writer, node: Node) -> ir.Value:
         given = bind(node, "input", "other", alpha=1)
+        if given.get("rounding_mode") is not None:
+            raise LingerError(f"{node.name}: div with rounding_mode cannot be exported; divide, then use floor")
         a, b = w.plain(given["input"]), w.plain(given["other"])
         if given["alpha"] != 1:
             b = emit(w, node, "Mul", [b, w.build.scalar(given["alpha"], f"{node.name}.alpha")], tail=".scaled")
-        return emit(
-            w, node, op_type, [b, a] if reverse or getattr(node.func, "__name__", "").startswith("__r") else [a, b]
-        )
+        name = getattr(node.func, "__name__", "")
+        return emit(w, node, op_type, [b, a] if name.startswith("__r") or name == "rsub" else [a, b])
 
     return row
 
@@ -151,7 +162,7 @@ def softmax(op_type: str) -> FloatOp:
 
 
 def clip(w: Writer, node: Node) -> ir.Value:
-    given = bind(node, "input", "min", "max") if node.op != "relu6" else {"min": 0.0, "max": 6.0}
+    given = bind(node, "input", "min", "max") if node.op not in ("relu6", "iqrelu6") else {"min": 0.0, "max": 6.0}
     low = given.get("min", given.get("min_val", -1.0 if node.op == "hardtanh" else None))
     high = given.get("max", given.get("max_val", 1.0 if node.op == "hardtanh" else None))
     bounds = [
@@ -210,9 +221,12 @@ def reduce(op_type: str) -> FloatOp:
 
 def cat(w: Writer, node: Node) -> ir.Value:
     given = bind(node, "tensors", "dim", dim=0)
-    return emit(
-        w, node, "Concat", [w.plain(t) for t in given["tensors"]], {"axis": int(given.get("axis", given["dim"]))}
-    )
+    parts, axis = [w.plain(t) for t in given["tensors"]], int(given.get("axis", given["dim"]))
+    if node.func is torch.stack:
+        axis %= len(node.outputs[0].shape)
+        shape = [*node.outputs[0].shape[:axis], 1, *node.outputs[0].shape[axis + 1 :]]
+        parts = [squeezed(w.build, f"{node.name}.{i}", x, "Unsqueeze", [axis], shape) for i, x in enumerate(parts)]
+    return emit(w, node, "Concat", parts, {"axis": axis})
 
 
 def average(w: Writer, node: Node) -> ir.Value:
@@ -257,14 +271,15 @@ def layer_norm(w: Writer, node: Node) -> ir.Value:
 
 def embedding(w: Writer, node: Node) -> ir.Value:
     given = bind(node, "input", "weight")
-    return emit(w, node, "Gather", [w.plain(given["weight"]), w.plain(given["input"])], {"axis": 0})
+    return emit(w, node, "Gather", [w.plain(given["weight"]), w.as_is(given["input"])], {"axis": 0})
 
 
 FLOAT_OPS: dict[str, FloatOp] = {
     "iqadd": binary("Add"), "iqsub": binary("Sub"), "iqmul": binary("Mul"), "iqdiv": binary("Div"), "iqcat": cat,
     "iqsum": reduce("ReduceSum"), "iqmean": reduce("ReduceMean"), "iqavgpool": average, "iqrelu6": clip, "relu6": clip,
     "matmul": binary("MatMul"), "bmm": binary("MatMul"), "__matmul__": binary("MatMul"), "pow": binary("Pow"),
-    "maximum": binary("Max"), "minimum": binary("Min"),
+    "maximum": binary("Max"), "minimum": binary("Min"), "gt": compare("Greater"), "lt": compare("Less"),
+    "ge": compare("GreaterOrEqual"), "le": compare("LessOrEqual"), "eq": compare("Equal"),
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,
     "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "embedding": embedding,
     "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"),

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from linger.errors import LingerError
-from linger.onnx.builder import DTYPES, OPEN_END, THINKER, Builder
+from linger.onnx.builder import DTYPES, ONNX_TYPES, OPEN_END, THINKER, Builder
 from linger.onnx.sizes import Dyn, is_dynamic, same
 from linger.ops.pad import lowered as lowered_pad
 from linger.trace import Node, Value
@@ -70,12 +70,12 @@ def _axes(node: Node, op_type: str) -> list[int]:
 def squeeze(op_type: str) -> Move:
     def move(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
         axes = _axes(node, op_type)
-        return [_squeezed(b, node.name, x, op_type, axes, node.outputs[0].shape)] if axes else [x]
+        return [squeezed(b, node.name, x, op_type, axes, node.outputs[0].shape)] if axes else [x]
 
     return move
 
 
-def _squeezed(b: Builder, name: str, x: ir.Value, op_type: str, axes: Sequence[int], shape: Sequence[int]) -> ir.Value:
+def squeezed(b: Builder, name: str, x: ir.Value, op_type: str, axes: Sequence[int], shape: Sequence[int]) -> ir.Value:
     """The chip reads ``axes`` as an attribute: on integers the node is ours, with a body; on floats it is standard."""
     assert x.dtype is not None
     if _bits(x):
@@ -152,9 +152,9 @@ def getitem(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
         axis += 1
     if drop:
         sizes = [s for k, s in enumerate(sizes) if k not in drop]
-        x = _squeezed(b, f"{node.name}.squeeze", x, "Squeeze", drop, sizes)
+        x = squeezed(b, f"{node.name}.squeeze", x, "Squeeze", drop, sizes)
     if grow:
-        x = _squeezed(b, f"{node.name}.unsqueeze", x, "Unsqueeze", grow, node.outputs[0].shape)
+        x = squeezed(b, f"{node.name}.unsqueeze", x, "Unsqueeze", grow, node.outputs[0].shape)
     return [x]
 
 
@@ -183,7 +183,7 @@ def pieces(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
             raise LingerError(f"{node.name}: {node.op} along a dynamic axis; fix that axis")
         shape = [*source[:dim], size, *source[dim + 1 :]]
         part = _slice(b, f"{node.name}.{i}", x, dim, start, start + int(size), 1, shape)
-        outputs.append(_squeezed(b, f"{node.name}.{i}.squeeze", part, "Squeeze", [dim], out.shape) if unbind else part)
+        outputs.append(squeezed(b, f"{node.name}.{i}.squeeze", part, "Squeeze", [dim], out.shape) if unbind else part)
         start += int(size)
     return outputs
 
@@ -238,7 +238,7 @@ def narrow(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
     if node.op == "select":
         shape = [*source[:dim], 1, *source[dim + 1 :]]
         part = _slice(b, f"{node.name}.0", x, dim, start, OPEN_END if start == -1 else start + 1, 1, shape)
-        return [_squeezed(b, node.name, part, "Squeeze", [dim], node.outputs[0].shape)]
+        return [squeezed(b, node.name, part, "Squeeze", [dim], node.outputs[0].shape)]
     length = given["length"]
     if isinstance(length, Dyn):
         gap = {
@@ -255,7 +255,11 @@ def narrow(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
 
 
 def identity(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
-    return [x]
+    """clone, detach, to: nothing, or a Cast where a plain tensor changes its type."""
+    wanted = ONNX_TYPES.get(node.outputs[0].dtype, x.dtype)
+    if (_bits(x) and node.inputs()[0].scale is not None) or wanted == x.dtype or wanted is None:
+        return [x]
+    return [b.one(node.name, "Cast", [x], {"to": int(wanted)}, wanted, node.outputs[0].shape)]
 
 
 def relu(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
@@ -280,10 +284,15 @@ def max_pool(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
         return pytree_ints(value) if isinstance(value, (tuple, list)) else [int(value)] * rank
 
     kernel = each("kernel_size", 1)
-    attrs = {
-        "kernel_shape": kernel, "strides": each("stride", kernel), "pads": each("padding", 0) * 2,
-        "dilations": each("dilation", 1), "ceil_mode": int(bool(given.get("ceil_mode", False))),
-    }  # fmt: skip
+    stride, padding, dilation = each("stride", kernel), each("padding", 0), each("dilation", 1)
+    ends = padding
+    if given.get("ceil_mode", False):  # as explicit padding: ONNX keeps windows that begin in it, PyTorch drops them
+        source, out = node.inputs()[0].shape[2:], node.outputs[0].shape[2:]
+        if is_dynamic((source, out)):
+            raise LingerError(f"{node.name}: max_pool with ceil_mode along a dynamic axis; fix that axis")
+        sizes = zip(source, out, kernel, stride, padding, dilation, strict=True)
+        ends = [max(0, (o - 1) * s + d * (k - 1) + 1 - n - p) for n, o, k, s, p, d in sizes]
+    attrs = {"kernel_shape": kernel, "strides": stride, "pads": padding + ends, "dilations": dilation, "ceil_mode": 0}
     bits = _bits(x)
     if bits in (0, 8):
         return [_out(b, node, "MaxPool", [x], attrs)]

@@ -6,6 +6,7 @@ size; nothing is guessed from one run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Dyn(int):
 
 def is_dynamic(tree: Any) -> bool:
     """Whether any size in the tree is dynamic."""
-    return any(isinstance(v, Dyn) for v in pytree.tree_leaves(tree))
+    leaves = pytree.tree_leaves(tree)
+    return any(isinstance(v, Dyn) or (isinstance(v, slice) and is_dynamic((v.start, v.stop, v.step))) for v in leaves)
 
 
 def same(a: int, b: int) -> bool:
@@ -40,8 +42,14 @@ def same(a: int, b: int) -> bool:
 def _merge_leaf(leaves: tuple[Any, ...]) -> Any:
     first = leaves[0]
     if isinstance(first, Value):
+        if len({len(v.shape) for v in leaves}) > 1:
+            raise LingerError(
+                "the number of dimensions changes with a dynamic axis; name the dim of squeeze, or fix the axis"
+            )
         shape = tuple(_merge_leaf(sizes) for sizes in zip(*(v.shape for v in leaves), strict=True))
-        return Value(id=first.id, shape=shape, scale=first.scale, bits=first.bits)
+        return replace(first, shape=shape)
+    if isinstance(first, slice):
+        return slice(*(_merge_leaf(tuple(getattr(v, k) for v in leaves)) for k in ("start", "stop", "step")))
     if isinstance(first, int) and not isinstance(first, bool) and any(v != first for v in leaves):
         return Dyn(tuple(int(v) for v in leaves))
     return first
@@ -65,18 +73,17 @@ def merge_graphs(graphs: list[Graph]) -> Graph:
         raise LingerError(
             "the forward takes another path when a dynamic axis changes; make it the same for all, or fix the axis"
         )
-    nodes = tuple(
-        Node(
-            name=same_nodes[0].name, op=same_nodes[0].op, module=same_nodes[0].module,
-            args=merge(tuple(n.args for n in same_nodes)), kwargs=merge(tuple(n.kwargs for n in same_nodes)),
-            outputs=merge(tuple(n.outputs for n in same_nodes)), source=same_nodes[0].source, func=same_nodes[0].func,
-        )
-        for same_nodes in zip(*(g.nodes for g in graphs), strict=True)
-    )  # fmt: skip
-    return Graph(
-        nodes=nodes, inputs=merge(tuple(g.inputs for g in graphs)), outputs=merge(tuple(g.outputs for g in graphs)),
-        constants=first.constants, results=first.results,
-    )  # fmt: skip
+    nodes = tuple(_merge_node(each) for each in zip(*(g.nodes for g in graphs), strict=True))
+    inputs, outputs = merge(tuple(g.inputs for g in graphs)), merge(tuple(g.outputs for g in graphs))
+    return replace(first, nodes=nodes, inputs=inputs, outputs=outputs)
+
+
+def _merge_node(each: tuple[Node, ...]) -> Node:
+    try:
+        args, kwargs = merge(tuple(n.args for n in each)), merge(tuple(n.kwargs for n in each))
+        return replace(each[0], args=args, kwargs=kwargs, outputs=merge(tuple(n.outputs for n in each)))
+    except LingerError as error:
+        raise LingerError(f"{each[0].name}: {error}" + (f" ({each[0].source})" if each[0].source else "")) from error
 
 
 def record_all(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -27,17 +28,27 @@ class Writer:
         self.modules = dict(net.named_modules(remove_duplicate=False))
         self.exact: dict[int, ir.Value] = {}
         self.floats: dict[int, ir.Value] = {}
-        self.quantized: dict[tuple[int, float, int], ir.Value] = {}
+        self.quantized: dict[tuple[str, float, int], ir.Value] = {}
         self.tensors = {id(t): name for name, t in (*net.named_buffers(), *net.named_parameters())}
+        self.cast: dict[int, ir.Value] = {}
         self.islands: list[str] = []
         self.peaks: dict[str, float] = {}
 
     # --- operands
 
     def plain(self, v: Any) -> ir.Value:
-        """The float form of a value, a constant of the net, or a number."""
+        """The float form of a value, a constant of the net, or a number; integers and truth values are cast."""
         if not isinstance(v, Value):
             return self.build.scalar(float(v), f"number_{float(v)!r}")
+        x = self.as_is(v)
+        if x.dtype == ir.DataType.FLOAT:
+            return x
+        if v.id not in self.cast:
+            self.cast[v.id] = self.build.one(f"{x.name}.float", "Cast", [x], {"to": 1}, ir.DataType.FLOAT, v.shape)
+        return self.cast[v.id]
+
+    def as_is(self, v: Value) -> ir.Value:
+        """A value outside of fixed point in its own type."""
         if v.id in self.floats:
             return self.floats[v.id]
         if v.id in self.exact:
@@ -75,7 +86,7 @@ class Writer:
         x = self.exact[v.id]
         if v.bits == bits:
             return x, taken
-        key = (v.id, taken.scale, bits)
+        key = (str(x.name), taken.scale, bits)
         if key not in self.quantized:
             attrs = {"scale_x": v.scale, "scale_o": taken.scale, "data_bits": v.bits, "o_bits": bits}
             self.quantized[key] = self.build.one(
@@ -85,9 +96,9 @@ class Writer:
 
     def quant(self, v: Value, scale: float, bits: int) -> ir.Value:
         """A plain tensor as integers; one Quant per tensor and grid."""
-        key = (v.id, scale, bits)
+        x = self.plain(v)
+        key = (str(x.name), scale, bits)
         if key not in self.quantized:
-            x = self.plain(v)
             attrs = {"scale_x": scale, "data_bits": bits}
             self.quantized[key] = self.build.one(
                 f"{x.name}.quant", "Quant", [x], attrs, DTYPES[bits], v.shape, domain=THINKER, form=str(bits)
@@ -119,7 +130,7 @@ class Writer:
     def moved(self, node: Node) -> None:
         source = node.inputs()[0]
         keeps = source.scale is not None and all(v.scale is not None for v in node.outputs)
-        x = self.exact[source.id] if keeps else self.plain(source)
+        x = self.exact[source.id] if keeps else self.as_is(source)
         if not keeps and source.scale is not None:
             self.islands.append(f"{node.name} ({node.op})")
         held = self.exact if keeps else self.floats
@@ -149,7 +160,7 @@ class Writer:
         call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         if module.weighted:
-            self.peaks[node.module] = module.accumulator_peak()
+            self.peaks[node.module] = module.accumulator_peak(torch.tensor(taken[0][1].scale))
         made: list[ir.Value] = []
         for i, step in enumerate(steps):
             last = i == len(steps) - 1
@@ -188,8 +199,7 @@ class Writer:
                 inputs.append(self.build.constant(f"{node.module}.{i}", step.params[i]))
         name = node.name if last else f"{node.name}.{step.op_type}"
         return self.build.one(
-            name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain="" if step.standard else THINKER,
-            form=None if step.standard else step.form,
+            name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from linger import observe
 from linger.errors import LingerError
-from linger.numerics import FLOAT32_EXACT, Grid, fake_quant, grid_of, highest, levels, scale_from_running, set_grid
+from linger.numerics import FLOAT32_EXACT, WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
 from linger.ops import _symbolic
 from linger.ops._lowered import Lowered, Operand
 
@@ -63,6 +63,11 @@ def twin(cls: type[nn.Module], source: nn.Module) -> Any:
     for key, value in source.__dict__.items():
         new.__dict__[key] = value.copy() if isinstance(value, dict) else value
     return new
+
+
+def wider(given: int, wanted: int) -> float:
+    """The factor of the scale where ``given`` bits become ``wanted`` more: the same values, and room below the point."""
+    return 2.0 ** max(min(wanted, WIDEST - 1) - min(given, WIDEST - 1), 0)
 
 
 def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -> None:
@@ -196,22 +201,28 @@ class IntModule(nn.Module):
         bits = self.data_bits if bits is None else bits
         grid = grid_of(x)
         if grid is None:
+            x = x.float()
             self.observe(name, x)
             scale = self.scale(name, bits)
-            return fake_quant(x.float(), scale, bits), scale
-        scale = grid.scale if grid.bits == bits else grid.scale * 2.0 ** (bits - grid.bits)
+            return fake_quant(x, scale, min(bits, WIDEST)), scale
+        if grid.bits > bits:
+            self.observe(name, x)
+            scale = torch.minimum(self.scale(name, bits), grid.scale)
+            return fake_quant(x, scale, bits), scale
+        scale = grid.scale * wider(grid.bits, bits)
         running = self._buffers.get(f"running_{name}")
         if self.training and running is not None:
-            running.copy_(levels(min(bits, 24)) / scale)
-        return (x if grid.bits == bits else fake_quant(x, scale, bits)), scale
+            running.copy_(levels(min(bits, WIDEST - 1)) / scale)
+        return x, scale
 
     def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
         """An operand of ``given`` bits (a plain tensor where ``scale`` is None) as forward brings it to ``bits`` bits."""
-        if scale is None:
-            name = self.operand_name(position)
-            self.require_range(name)
-            return Operand(scale=float(self.scale(name, bits)), bits=bits, shape=shape)
-        return Operand(scale=scale * 2.0 ** (bits - given), bits=bits, shape=shape)
+        if scale is not None and given <= bits:
+            return Operand(scale=scale * wider(given, bits), bits=bits, shape=shape)
+        name = self.operand_name(position)
+        self.require_range(name)
+        own = float(self.scale(name, bits))
+        return Operand(scale=own if scale is None else min(own, scale), bits=bits, shape=shape)
 
     def operand_name(self, position: int) -> str:
         """Under which name the range of the operand at ``position`` is observed where it comes without a grid."""
@@ -234,17 +245,17 @@ class IntModule(nn.Module):
 
     # --- proof of exactness, from the actual weights
 
-    def accumulator_peak(self) -> float:
-        """An upper bound of |accumulator| in LSB; below 2^24 every partial sum is exact in float32."""
+    def accumulator_peak(self, s_x: Tensor) -> float:
+        """An upper bound of |accumulator| in LSB for an input of scale ``s_x``; below ``FLOAT32_EXACT`` float32 is exact."""
         return 0.0
 
-    def prove(self) -> None:
+    def prove(self, s_x: Tensor) -> None:
         """Decide float32 or float64 from the weights as they are now; with a margin of one bit while they still move."""
         if torch.compiler.is_compiling() or (self.training and self._proved is not None):
             return
         key = tuple(p._version for p in (*self._parameters.values(), *self._buffers.values()) if p is not None)
         if key != self._proved:
-            self.exact_in_float32 = self.accumulator_peak() < (FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT)
+            self.exact_in_float32 = self.accumulator_peak(s_x) < (FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT)
             self._proved = key
 
     def forget(self) -> None:
@@ -301,21 +312,37 @@ def constants(**values: str) -> str:
     return "\n".join(out) + "\n"
 
 
+def output_bits(form: str) -> tuple[str, int]:
+    """``"f32_o16"`` -> ``("f32", 16)``; the suffix is left out for 8 bits."""
+    base, _, bits = form.partition("_o")
+    return base, int(bits or 8)
+
+
 ONNX_INT = {8: 3, 16: 5, 32: 6}
 
 
-def requant_text(source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True) -> str:
-    """Statements for saturate(floor(source * multiplier + 1/2), bits), computed in float (or double) where exact."""
+def requant_text(
+    source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True, limit: int = 0
+) -> str:
+    """Statements for saturate(floor(source * multiplier + 1/2), bits); in float up to 16 bits, in double where asked or wider.
+
+    ``limit``: saturate to fewer bits than are stored.
+    """
+    stored, bits = bits, limit or bits
+    assert double or bits <= 16, "2^31 - 1 is no float32"
     kind = "double" if double else "float"
-    hi = levels(bits) if double else highest(bits)
     p = f"{result}_"
     text = constants(
-        **{f"{p}half": f"{kind} {{0.5}}", f"{p}lo": f"{kind} {{{-(2 ** (bits - 1))}}}", f"{p}hi": f"{kind} {{{hi}}}"}
+        **{
+            f"{p}half": f"{kind} {{0.5}}",
+            f"{p}lo": f"{kind} {{{-(2 ** (bits - 1))}}}",
+            f"{p}hi": f"{kind} {{{levels(bits)}}}",
+        }
     )
     text += f"{p}m = Mul ({source}, {multiplier})\n{p}h = Add ({p}m, {p}half)\n{p}f = Floor ({p}h)\n"
     clipped = f"{p}c" if cast else result
     text += f"{clipped} = Clip ({p}f, {p}lo, {p}hi)\n"
-    return text + (f"{result} = Cast <to: int = {ONNX_INT[bits]}> ({clipped})\n" if cast else "")
+    return text + (f"{result} = Cast <to: int = {ONNX_INT[stored]}> ({clipped})\n" if cast else "")
 
 
 def real_text(statement: str) -> Callable[[str, int], str]:

@@ -20,11 +20,6 @@ class Lowered:
     bits: int = 8
     form: str = ""
 
-    @property
-    def standard(self) -> bool:
-        """Whether ONNX itself has this op at this width."""
-        return self.op_type == "Clip" and self.bits in (8, 32)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Operand:

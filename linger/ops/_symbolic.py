@@ -186,8 +186,6 @@ def _node(step: Lowered, operands: Sequence[Tensor], made: Sequence[Tensor], sha
             inputs.append(made[int(i[1:])])
         else:
             inputs.append(torch.from_numpy(np.array(step.params[i])))
-    if step.standard:
-        return torch.onnx.ops.symbolic(step.op_type, inputs, {}, dtype=DTYPES[step.bits], shape=shape)
     return symbol(step.op_type, inputs, step.attrs, step.bits, shape, target)
 
 

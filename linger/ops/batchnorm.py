@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
-    fake_quant,
     levels,
     quantize,
-    scale_from_weight,
+    reach,
 )
-from linger.ops._base import IntModule, Op, requant_text
+from linger.ops._base import IntModule, Op, output_bits
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import multiplier_text, output_bits, requantize
+from linger.ops._weighted import on_grids, requantize, result_text, room_for_sum
 
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,32 +65,39 @@ class _BatchNormInt(IntModule):
 
     def forward(self, x: Tensor) -> Tensor:
         x, s_x = self.enter(x)
-        alpha, beta = _affine(self, *_statistics(self, x))
-        s_w = scale_from_weight(alpha, self.parameter_bits)
-        w = _channels(fake_quant(alpha, s_w, self.parameter_bits), x).double()
-        b = _channels(fake_quant(beta, s_x * s_w, 32), x).double()
-        return self.leave(x * w + b, s_x * s_w)
+        w, b, s_w = on_grids(*_affine(self, *_statistics(self, x)), s_x, self.parameter_bits)
+        assert b is not None
+        finest = s_x * s_w
+        if self.out_bits == 32:
+            finest = room_for_sum(
+                finest, (w.detach().abs() * s_w * reach(self.data_bits) + b.detach().abs() * finest).amax()
+            )
+        return self.leave(x * _channels(w, x).double() + _channels(b, x).double(), finest)
 
+    @torch.no_grad()
     def derived(self) -> dict[str, Tensor]:
         if self.running_mean is None:
             return super().derived()
-        alpha, _ = _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
-        s_w = scale_from_weight(alpha, self.parameter_bits)
+        s_w = on_grids(*self.frozen(), self.scale("x", self.data_bits), self.parameter_bits)[2]
         return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
+
+    def frozen(self) -> tuple[Tensor, Tensor]:
+        """Equation (1) on the running statistics."""
+        return _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x = operands[0]
-        alpha, beta = _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
-        s_w = scale_from_weight(alpha, self.parameter_bits)
-        params = {"weight": quantize(alpha, s_w, self.parameter_bits), "bias": quantize(beta, s_w * x.scale, 32)}
+        alpha, beta = self.frozen()
+        s_x = torch.tensor(x.scale, device=alpha.device)
+        w, b, s_w = on_grids(alpha, beta, s_x, self.parameter_bits)
+        assert b is not None
+        params = {"weight": quantize(w, s_w, self.parameter_bits), "bias": quantize(b, s_w * s_x, 32)}
         attrs = {
             "data_bits": x.bits, "parameter_bits": self.parameter_bits, "o_bits": out.bits,
             "scale_x": x.scale, "scale_w": float(s_w), "scale_o": out.scale,
         }  # fmt: skip
-        peak = np.abs(params["weight"].astype(np.float64)) * 2.0 ** (x.bits - 1) + np.abs(
-            params["bias"].astype(np.float64)
-        )
+        peak = np.abs(params["weight"].astype(np.float64)) * reach(x.bits) + np.abs(params["bias"].astype(np.float64))
         form = f"{'f32' if peak.max() < FLOAT32_EXACT else 'f64'}r{len(out.shape)}"
         form += "" if out.bits == 8 else f"_o{out.bits}"
         return (
@@ -157,8 +163,8 @@ def body(form: str, opset: int) -> tuple[str, str]:
     to = 11 if double else 1
     text = _channel_shape(int(rank))
     text += "".join(f"{n}f = Cast <to: int = {to}> ({n})\n" for n in ("X", "W", "B"))
-    text += "Wr = Reshape (Wf, s)\nBr = Reshape (Bf, s)\nP = Mul (Xf, Wr)\nA = Add (P, Br)\n"
-    return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
+    text += "Wr = Reshape (Wf, s)\nBr = Reshape (Bf, s)\nP = Mul (Xf, Wr)\n"
+    return "X, W, B", text + result_text("Add (P, Br)", double, bits)
 
 
 def real(form: str, opset: int) -> str:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
-from linger.ops._base import Op, constants, requant_text
+from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
-from linger.ops._weighted import output_bits
 
 
 class CatSite(Site):

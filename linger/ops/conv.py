@@ -129,7 +129,7 @@ def body(rank: int, op: str = "Conv", extra: str = "") -> Any:
     """Body factory for convolutions of ``rank`` spatial axes."""
 
     def make(form: str, opset: int) -> tuple[str, str]:
-        inputs, text = sum_body(form, f"{{y}} = {op} <{ATTRS}{extra}> ({{x}}, {{w}}{{b}})")
+        inputs, text = sum_body(form, f"{op} <{ATTRS}{extra}> ({{x}}, {{w}}{{b}})")
         shape = ", ".join(["1", "-1"] + ["1"] * rank)
         reshape = f"bs = Constant <value = int64[{rank + 2}] {{{shape}}}> ()\nBn = Reshape (Bd, bs)"
         return inputs, text.replace("Bn = BiasShape (Bd)", reshape)

@@ -3,7 +3,7 @@
     x / y:  N = q_x * 2^max(m, 0),  D = q_y * 2^max(-m, 0),  m = log2(s_o * s_y / s_x)                 (1)
     out = sat( floor(N / D + 1/2) ) = sat( floor((2 N + D) / (2 D)) )  with the sign moved to N        (2)
 
-Division by zero saturates with the sign of the dividend; 0 / 0 is 0. For q_y / s_y = 2^k this is rsh(q_x, k + ...), the
+Division by zero saturates with the sign of the dividend; 0 / 0 is 0. 32-bit results are limited to +-(2^24 - 1). For q_y / s_y = 2^k this is rsh(q_x, k + ...), the
 form that the chip has (``engine`` 3).
 """
 
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
-from linger.ops._base import Op, constants, real_text, requant_text
+from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
-from linger.ops._weighted import output_bits
 
+LIMIT = 2**24 - 1  # what float32 holds of a 32-bit result
 FINEST = 20  # |m| at most: every term of (2) stays an exact float64
 
 
@@ -32,7 +32,7 @@ class DivSite(Site):
 
     op_type = "iqDiv"
 
-    def forward(self, x: Any, y: Any, *, rounding_mode: None = None) -> Tensor:
+    def forward(self, x: Any, y: Any) -> Tensor:
         self.out_bits = bits = self.width(x, y)
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
@@ -51,8 +51,8 @@ class DivSite(Site):
         m = (scale / ratio).double()
         n, d = n * m.clamp_min(1), d / m.clamp_max(1)
         q = torch.floor((2 * n + d) / torch.where(d == 0, torch.ones_like(d), 2 * d))
-        zero = torch.where(y.detach() == 0, x.detach().double().sign() * 2.0**40, q)
-        return set_grid(straight_through(ideal, zero, scale.double(), bits).float(), Grid(scale, bits))
+        q = torch.where(y.detach() == 0, x.detach().double().sign() * LIMIT, q).clamp(-LIMIT, LIMIT)
+        return set_grid(straight_through(ideal, q, scale.double(), bits).float(), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return binary_nodes(self.op_type, operands, out, call)
@@ -67,8 +67,8 @@ def run(
     n = x.astype(np.int64) * np.sign(divisor) << max(m, 0)
     d = np.abs(divisor) << max(-m, 0)
     q = divide_half_up(n, np.where(d == 0, 1, d))
-    limit = np.sign(x.astype(np.int64)) * np.int64(2**40)
-    return saturate(np.where(d == 0, limit, q), o_bits or 8 * x.dtype.itemsize)
+    q = np.clip(np.where(d == 0, np.sign(x.astype(np.int64)) * LIMIT, q), -LIMIT, LIMIT)
+    return saturate(q, o_bits or 8 * x.dtype.itemsize)
 
 
 def body(form: str, opset: int) -> tuple[str, str]:
@@ -77,12 +77,13 @@ def body(form: str, opset: int) -> tuple[str, str]:
         sx="@scale_x", sy="@scale_y", so="@scale_o", one="double {1.0}", two="double {2.0}", zero="double {0.0}"
     )
     text += (
-        constants(big=f"double {{{2**40}}}") + "osy = Mul (so, sy)\nmf = Div (osy, sx)\nm = Cast <to: int = 11> (mf)\n"
+        constants(big=f"double {{{LIMIT}}}", small=f"double {{{-LIMIT}}}")
+        + "osy = Mul (so, sy)\nmf = Div (osy, sx)\nm = Cast <to: int = 11> (mf)\n"
     )
     text += "up = Max (m, one)\ndn = Min (m, one)\nXd = Cast <to: int = 11> (X)\nYd = Cast <to: int = 11> (Y0)\n"
     text += "ys = Sign (Yd)\nya = Abs (Yd)\nxs = Sign (Xd)\nxn = Mul (Xd, ys)\nn = Mul (xn, up)\nd = Div (ya, dn)\n"
     text += "d2 = Mul (d, two)\nz = Equal (d, zero)\nds = Where (z, one, d2)\nn2 = Mul (n, two)\nnd = Add (n2, d)\n"
-    text += "r = Div (nd, ds)\nf = Floor (r)\nl = Mul (xs, big)\nq = Where (z, l, f)\n"
+    text += "r = Div (nd, ds)\nf = Floor (r)\nl = Mul (xs, big)\nw = Where (z, l, f)\nq = Clip (w, small, big)\n"
     return "X, Y0", text + requant_text("q", "one", "Y", bits, double=True)
 
 

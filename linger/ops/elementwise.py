@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from linger import observe
-from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
-from linger.ops._base import Op, constants, real_text, requant_text
+from linger.numerics import WIDEST, Grid, exponent, fake_quant, saturate, set_grid, shift_round
+from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
-from linger.ops._weighted import output_bits
 
 
 class _SumSite(Site):
@@ -38,7 +37,8 @@ class _SumSite(Site):
                 peak = torch.maximum(observe.peak(x), observe.peak(y))
                 peak = torch.maximum(peak, observe.peak(x + y if self.sign > 0 else x - y))
                 observe.update(self.running("o"), peak, "running_o")
-        scale = torch.minimum(torch.minimum(self.scale("o", bits), s_x), s_y)
+        finest = torch.minimum(s_x, s_y)
+        scale = torch.minimum(self.scale("o", bits), finest if bits < 32 else finest / 2)
         x, y = fake_quant(x, scale, bits), fake_quant(y, scale, bits)
         return set_grid(fake_quant(x + y if self.sign > 0 else x - y, scale, bits), Grid(scale, bits))
 
@@ -69,7 +69,7 @@ class MulSite(Site):
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         product = x * y if bits == 8 else x.double() * y.double()
-        return self.leave(product, s_x * s_y)
+        return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / 2.0**WIDEST)
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return binary_nodes(self.op_type, operands, out, call)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
-from linger.ops._base import Op, requant_text
+from linger.ops._base import Op, output_bits
 from linger.ops._case import Case
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, multiplier_text, output_bits, requantize
+from linger.ops._weighted import WeightedInt, requantize, result_text
 
 
 class LinearInt(WeightedInt, nn.Linear):
@@ -58,8 +58,8 @@ def body(form: str, opset: int) -> tuple[str, str]:
     double = base == "f64"
     to = 11 if double else 1
     text = "".join(f"{name}f = Cast <to: int = {to}> ({name})\n" for name in ("X", "W", "B"))
-    text += "Wt = Transpose <perm: ints = [1, 0]> (Wf)\nP = MatMul (Xf, Wt)\nA = Add (P, Bf)\n"
-    return "X, W, B", text + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
+    text += "Wt = Transpose <perm: ints = [1, 0]> (Wf)\nP = MatMul (Xf, Wt)\n"
+    return "X, W, B", text + result_text("Add (P, Bf)", double, bits)
 
 
 def real(form: str, opset: int) -> str:

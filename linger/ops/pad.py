@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from linger.ops._base import Op
+from linger.ops._base import Op, output_bits
 from linger.ops._lowered import Lowered
 
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -21,23 +21,30 @@ def lowered(mode: str, front: tuple[int, ...], pads: tuple[int, ...], bits: int)
     full = np.array((*front, *pads[:half], *front, *pads[half:]), np.int64)
     params = {"pads": full}
     form = mode + "".join(f"_{v}" for v in full) if mode == "circular" else mode
+    form += "_o16" if bits == 16 else ""
     return Lowered(op_type="iqPad", inputs=(0, "pads"), attrs={"mode": mode}, params=params, bits=bits, form=form)
 
 
 def run(
     x: np.ndarray, pads: np.ndarray, value: np.ndarray | None = None, *, mode: str = "constant", **_: Any
 ) -> np.ndarray:
-    """x any shape, pads int64 (2 * rank: begins, ends)."""
+    """x any shape, pads int64 (2 * rank: begins, ends); a negative one crops."""
     width = list(zip(pads[: x.ndim].tolist(), pads[x.ndim :].tolist(), strict=True))
+    x = x[tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(width, x.shape, strict=True))]
+    width = [(max(a, 0), max(b, 0)) for a, b in width]
     if mode == "constant":
         return np.pad(x, width, constant_values=0 if value is None else value.item())
     return np.pad(x, width, mode=NUMPY_MODES[mode])  # type: ignore[call-overload,no-any-return]
 
 
 def body(form: str, opset: int) -> tuple[str, str]:
-    mode, *widths = form.split("_")
+    base, bits = output_bits(form)
+    mode, *widths = base.split("_")
     if mode != "circular":
-        return "X, P", f'Y = Pad <mode: string = "{NUMPY_MODES[mode]}"> (X, P)\n'
+        pad = f'Pad <mode: string = "{NUMPY_MODES[mode]}">'
+        if bits == 16:  # ONNX Runtime has no Pad of int16
+            return "X, P", f"Xi = Cast <to: int = 6> (X)\nYi = {pad} (Xi, P)\nY = Cast <to: int = 5> (Yi)\n"
+        return "X, P", f"Y = {pad} (X, P)\n"
     n = len(widths) // 2
     text, source = "", "X"
     for axis in range(n):
@@ -63,4 +70,4 @@ def body(form: str, opset: int) -> tuple[str, str]:
     return "X, P", text + f"Y = Identity ({source})\n"
 
 
-OPS = (Op(name="iqPad", run=run, body=body, real=lambda form, opset: body(form, opset)[1]),)
+OPS = (Op(name="iqPad", run=run, body=body, real=lambda form, opset: body(output_bits(form)[0], opset)[1]),)

@@ -1,6 +1,6 @@
 """Quant, Dequant, Requant: where a plain tensor enters fixed point, leaves it, or changes its width.
 
-Quant    q = clamp(floor(float32(x * s) + 0.5))                                                    (1)
+Quant    q = clamp(floor(float32(x * s) + 0.5)), 32 bits to -2^24 .. 2^24 - 1 in float64                (1)
 Dequant  x = q / s                                                                                 (2)
 Requant  q' = saturate(shift_round(q, log2(s_x / s_o)))                                            (3)
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from linger.numerics import Grid, exponent, grid_of, highest, int_dtype, levels, saturate, set_grid, shift_round
+from linger.numerics import WIDEST, Grid, exponent, grid_of, int_dtype, reach, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -21,9 +21,10 @@ from linger.ops._site import Site
 
 
 def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, **_: Any) -> np.ndarray:
-    """float32 of any shape -> integers; equation (1), with the float32 rounding of the sum (``engine`` 3)."""
-    v = np.floor(x.astype(np.float32) * np.float32(scale_x) + np.float32(0.5)).astype(np.float64)
-    return np.clip(v, -levels(data_bits) - 1, highest(data_bits)).astype(int_dtype(data_bits))
+    """float32 of any shape -> integers; equation (1), up to 16 bits with the float32 rounding of the sum (``engine`` 3)."""
+    kind = np.float32 if data_bits <= 16 else np.float64
+    v = np.floor((x.astype(np.float32) * np.float32(scale_x)).astype(kind) + kind(0.5)).astype(np.float64)
+    return np.clip(v, -reach(data_bits), reach(data_bits) - 1).astype(int_dtype(data_bits))
 
 
 def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:
@@ -37,7 +38,11 @@ def run_requant(x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int = 
 
 
 def body_quant(form: str, opset: int) -> tuple[str, str]:
-    return "X", constants(s="@scale_x") + requant_text("X", "s", "Y", int(form or 8))
+    bits = int(form or 8)
+    if bits <= 16:
+        return "X", constants(s="@scale_x") + requant_text("X", "s", "Y", bits)
+    text = constants(s="@scale_x") + "sd = Cast <to: int = 11> (s)\nXd = Cast <to: int = 11> (X)\n"
+    return "X", text + requant_text("Xd", "sd", "Y", bits, double=True, limit=WIDEST)
 
 
 def body_dequant(form: str, opset: int) -> tuple[str, str]:

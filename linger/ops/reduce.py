@@ -6,6 +6,7 @@ iqMean  out = sat( D(sum of x, k) ), s_o = s_x, D as in average pooling (``engin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,10 @@ import torch
 from torch import Tensor
 
 from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, shift_round, straight_through
-from linger.ops._base import Op, constants, requant_text
+from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
-from linger.ops._weighted import output_bits
 from linger.ops.pool import divided, division_text, pool_node, ties_away
 
 
@@ -55,8 +55,10 @@ class SumSite(_ReduceSite):
     def forward(self, x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
         self.out_bits = bits = self.width(x)
         x, s_x = self.operand(x, "x", bits)
-        total = x.double().sum(_dims(x.dim(), dim), keepdim)
-        return self.leave(total, s_x)
+        dims = _dims(x.dim(), dim)
+        terms = math.prod(x.shape[d] for d in dims)
+        finest = s_x if bits < 32 else s_x / 2.0 ** (terms - 1).bit_length()
+        return self.leave(x.double().sum(dims, keepdim), finest)
 
     def nodes(self, x: Operand, out: Operand, dims: tuple[int, ...], keepdim: bool) -> tuple[Lowered, ...]:
         return self.node(x, out, dims, keepdim, "")

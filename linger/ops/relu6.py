@@ -1,6 +1,6 @@
 """ReLU6: a clamp on the input's own grid, out = min(max(q, 0), min(round(6 * s_x), B)).            (1)
 
-The file carries a standard Clip. The engine loses a Clip behind a convolution (``engine`` 6.9): ``check`` says so.
+The file carries a Clip with a body: behind a Relu, ONNX Runtime cannot fuse a standard one on int8. The engine loses a Clip behind a convolution (``engine`` 6.9): ``check`` says so.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def run(x: np.ndarray, low: np.ndarray, high: np.ndarray, **_: Any) -> np.ndarra
 
 
 def body(form: str, opset: int) -> tuple[str, str]:
-    casts = "".join(f"{n}f = Cast <to: int = 11> ({n})\n" for n in "XLH")
+    kind = 1 if int(form) <= 16 else 11
+    casts = "".join(f"{n}f = Cast <to: int = {kind}> ({n})\n" for n in "XLH")
     return "X, L, H", casts + f"C = Clip (Xf, Lf, Hf)\nY = Cast <to: int = {ONNX_INT[int(form)]}> (C)\n"
 
 
