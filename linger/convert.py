@@ -291,11 +291,14 @@ def init(
         device = _device(net)
         steps: list[Step] = []
         left: list[tuple[str, str]] = []
+        floats: set[nn.Module] = set()
         for module, name in names.items():
             given = module.__dict__.get("_linger_quant", bits)
             if given is False or isinstance(module, IntModule):
+                floats.update(() if given else (module,))
                 continue
             reason = _reason_to_stay(module)
+            floats.update((module,) if reason and type(module) in BY_FLOAT else ())
             if type(module) in types or type(module) in ALWAYS_QUANTIZED:
                 if reason:
                     left.append((name, f"{type(module).__name__}, {reason}"))
@@ -310,7 +313,7 @@ def init(
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, plan)
         if not isinstance(net, IntModule):
-            route(net, frozenset(config.off))
+            route(net, frozenset(config.off), floats)
             net._linger_routed = True  # type: ignore[assignment]
         if sample is not None:
             _make_sites(net, sample, device)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linger.errors import LingerError
+
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
@@ -44,14 +46,24 @@ def reach(bits: int) -> int:
     return int(2 ** (min(bits, WIDEST) - 1))
 
 
+def version(x: Tensor) -> int:
+    """PyTorch's count of in-place changes, shared by a tensor and its views; -1 where nothing is counted."""
+    if torch.compiler.is_compiling():
+        return -1
+    with torch._C.DisableTorchFunction():
+        return -1 if x.is_inference() else x._version
+
+
 def grid_of(x: Any) -> Grid | None:
-    """The grid a fixed-point module put on this tensor, or None for a plain tensor."""
-    return getattr(x, "grid", None)
+    """The grid a fixed-point module put on this tensor; None for a plain tensor, or one changed in place since."""
+    tag: tuple[Grid, int] | None = getattr(x, "_linger_grid", None)
+    return None if tag is None or tag[1] != version(x) else tag[0]
 
 
 def set_grid(x: Tensor, grid: Grid | None) -> Tensor:
     """Tag (or, with None, untag) a plain tensor with its grid. Tags are only read and written by these two functions."""
     x.grid = grid  # type: ignore[attr-defined]
+    x._linger_grid = None if grid is None else (grid, version(x))  # type: ignore[attr-defined]
     return x
 
 
@@ -82,7 +94,15 @@ def scale_from_weight(weight: Tensor, bits: int) -> Tensor:
 
 
 def scalar_scale(value: float, bits: int = 8) -> float:
-    """``scale_from_weight`` of one Python number."""
+    """``scale_from_weight`` of one Python number.
+
+    Raises:
+        LingerError: it is NaN or infinite.
+    """
+    if not np.isfinite(value):
+        raise LingerError(
+            f"found the number {value}, allowed are finite ones; use torch.where or a mask outside fixed point"
+        )
     return 2.0 ** int(np.floor(np.log2(levels(bits) / abs(value)))) if value else 2.0**bits
 
 

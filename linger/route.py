@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,16 +21,28 @@ from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
 from linger.ops import BY_CALL, SITES, IntModule, _symbolic
 from linger.targets import target as find_target
-from linger.trace import PASS, PASS_INPLACE, QUERIES, T, running_tape, tensors_of, user_line
+from linger.trace import (
+    ALPHA_DROPOUTS,
+    DROPOUTS,
+    PASS,
+    PASS_INPLACE,
+    QUERIES,
+    T,
+    first_positional,
+    running_tape,
+    tensors_of,
+    user_line,
+)
 
 SITE_INPLACE = {T.add_, T.sub_, T.mul_, T.div_}
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
+PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
 
 
-def _is_inplace(func: Callable[..., Any]) -> bool:
+def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    return (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
+    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
 
 
 class Route(TorchFunctionMode):
@@ -43,76 +55,72 @@ class Route(TorchFunctionMode):
         self.off: frozenset[str] = owner.__dict__.get("_linger_off", frozenset())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in QUERIES or not args:
-            return func(*args, **kwargs)
-        first = args[0]
+        with torch._C.DisableTorchFunction():
+            if func in QUERIES:
+                return func(*args, **(kwargs or {}))
+            return self.call(func, *first_positional(args, kwargs or {}))
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One functional call with torch functions off: to its site, or as it is."""
+        first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
-        if func in BY_CALL and (gridded or _any_grid(args) or _any_grid(kwargs)) and BY_CALL[func].site not in self.off:
-            return self.site(func, args, kwargs)
-        if running_tape() is None and not gridded:
-            with torch._C.DisableTorchFunction():
-                out = func(*args, **kwargs)
-            if _is_inplace(func) and isinstance(first, Tensor):
-                set_grid(first, None)
-            return out
-        return self.plain(func, args, kwargs, gridded)
+        op = BY_CALL.get(func)
+        if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
+            normal = self.normal(func, op.site, args, dict(kwargs))
+            if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
+                return self.site(func, op.site, *normal)
+        if gridded or running_tape() is not None or _symbolic.TRACING.get() is not None:
+            return self.plain(func, args, kwargs, gridded)
+        out = func(*args, **kwargs)
+        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+            set_grid(first, None)
+        return out
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
+        """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
         if _symbolic.TRACING.get() is not None:
             if func in CASTS and gridded:
                 return args[0]
             if not _keeps_grid(func, args, kwargs):
                 args, kwargs = _symbolic.dequantized((args, kwargs))
-        first = args[0]
+        first: Any = args[0] if args else None
         tape = running_tape()
         encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
         grid = grid_of(first) if isinstance(first, Tensor) else None
-        with torch._C.DisableTorchFunction():
-            out = func(*args, **kwargs)
-            if grid is not None and func is F.dropout and self.owner.training:
-                out = _dropped(out, grid, kwargs.get("p", args[1] if len(args) > 1 else 0.5))
-            elif grid is not None and _keeps_grid(func, args, kwargs):
-                for t in out if isinstance(out, (tuple, list)) else (out,):
-                    set_grid(t, grid if t.dtype == first.dtype else None)
-            elif _is_inplace(func) and isinstance(first, Tensor):
-                set_grid(first, None)
-        if tape is not None and encoded is not None:
-            if _is_inplace(func) and isinstance(first, Tensor):
-                if not tensors_of(out):
-                    raise LingerError(
-                        f"{user_line()}: assignment into a tensor cannot be exported; use torch.cat or torch.where"
-                    )
-                tape.changed(first)
-            if tensors_of(out):
-                tape.call(func, *encoded, out)
+        out = func(*args, **kwargs)
+        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+            set_grid(first, None)
+            if tape is not None and not tensors_of(out):
+                raise LingerError(
+                    f"{user_line()}: assignment into a tensor cannot be exported; use torch.cat or torch.where"
+                )
+        if grid is not None and _keeps_grid(func, args, kwargs):
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                set_grid(t, grid if t.dtype == first.dtype else None)
+        elif grid is not None and func in DROPOUTS:
+            out = _dropped(out, grid, _dropout_rate(args, kwargs))
+        if tape is not None and encoded is not None and tensors_of(out):
+            tape.call(func, *encoded, out)
         return out
 
-    def site(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        tag = BY_CALL[func].site
-        if func is torch.stack:
-            tensors, dim = _stacked(*args, **kwargs)
-            args, kwargs = ([self.__torch_function__(torch.unsqueeze, (), (t, dim)) for t in tensors], dim), {}
         shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")
         counter = "" if shared else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1
         name = site_name(tag, n)
-        child = self.owner._modules.get(name)
+        child = children(self.owner).get(name)
         if child is None:
             child = make_site(self.owner, tag, name)
-        args, kwargs = self.normal(func, tag, args, dict(kwargs))
         out = child(*args) if not kwargs else child(*args, **kwargs)
         if func in SITE_INPLACE:
             grid = grid_of(out)
-            with torch._C.DisableTorchFunction():
-                args[0].copy_(out)
+            args[0].copy_(out)
             set_grid(args[0], grid)
             tape = running_tape()
             if tape is not None:
-                tape.changed(args[0])
-                tape.values[id(args[0])] = tape.values[id(out)]
+                tape.replaced(args[0], by=out)
             return args[0]
         return out
 
@@ -120,9 +128,6 @@ class Route(TorchFunctionMode):
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""
         if func in REVERSED:
             args = (args[1], args[0], *args[2:])
-        for name in ("input", "tensors"):
-            if name in kwargs:
-                args = (kwargs.pop(name), *args)
         if "other" in kwargs:
             args = (*args, kwargs.pop("other"))
         if "axis" in kwargs:
@@ -132,19 +137,19 @@ class Route(TorchFunctionMode):
         names = BY_CALL[func].names.get(func)
         if names is not None:
             args, kwargs = args[:1], dict(zip(names, args[1:], strict=False)) | kwargs
+        if func is torch.stack:
+            tensors, dim = args[0], kwargs.pop("dim", args[1] if len(args) > 1 else 0)
+            args = [self.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim
         alpha = kwargs.pop("alpha", 1)
         if len(args) == 3 and tag in ("iqadd", "iqsub"):
             alpha, args = args[2], args[:2]
         if alpha != 1:
-            args = (args[0], self.__torch_function__(torch.mul, (), (args[1], alpha), {}))
+            scaled = self.call(torch.mul, (args[1], alpha), {}) if isinstance(args[1], Tensor) else args[1] * alpha
+            args = (args[0], scaled)
         return args, kwargs
 
     def path(self) -> str:
         return type(self.owner).__name__
-
-
-def _stacked(tensors: Any, dim: int = 0) -> tuple[Any, int]:
-    return tensors, dim
 
 
 def _any_grid(tree: Any) -> bool:
@@ -156,7 +161,15 @@ def _any_grid(tree: Any) -> bool:
 
 
 def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
-    return func in PASS or func in PASS_INPLACE or func is F.dropout or _pads_zero(func, args, kwargs)
+    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
+        return True
+    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not _dropout_rate(args, kwargs)
+
+
+def _dropout_rate(args: Any, kwargs: Any) -> float:
+    """p of a dropout that is active, 0 of one that is not."""
+    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
 
 
 def _pads_zero(func: Any, args: Any, kwargs: Any) -> bool:
@@ -179,7 +192,7 @@ def _dropped(out: Tensor, grid: Grid, p: float) -> Tensor:
 def site_name(tag: str, n: int) -> str:
     """Upstream's key of the n-th functional call of a module (``upstream`` 3.1)."""
     default = "_default_index_" if tag in ("iqadd", "iqmul", "iqdiv", "iqsum") else ""
-    return f"_linger_round_tensor_{tag}_{default}{n}"
+    return f"{PREFIX}{tag}_{default}{n}"
 
 
 def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
@@ -192,23 +205,41 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
     device = next((t.device for t in owner.buffers()), device)
     made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
     made.train(owner.training)
-    owner.add_module(name, made)
+    children(owner)[name] = made
     return made
+
+
+def children(owner: nn.Module) -> dict[str, Any]:
+    """Everything below ``owner``, sites included, also while its forward iterates over its layers."""
+    return owner.__dict__.get("_linger_children") or owner._modules  # type: ignore[no-any-return]
+
+
+def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The user's own forward. A Sequential that iterates over itself sees its layers and not its sites."""
+    if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
+        with Route(module):
+            return type(module).forward(module, *args, **kwargs)
+    everything = module._modules
+    module.__dict__["_linger_children"] = everything
+    module.__dict__["_modules"] = {k: v for k, v in everything.items() if not k.startswith(PREFIX)}
+    try:
+        with Route(module):
+            return type(module).forward(module, *args, **kwargs)
+    finally:
+        module.__dict__["_modules"] = module.__dict__.pop("_linger_children")
 
 
 def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
     if torch.compiler.is_compiling() and not _symbolic.exporting():
-        with Route(module):
-            return type(module).forward(module, *args, **kwargs)
+        return _forward(module, args, kwargs)
     root = "_linger_routed" in module.__dict__
     try:
         if root and torch.compiler.is_compiling():
             return _exported(module, args, kwargs)
         if root and not module.training:
             _symbolic.FORWARD.set(_symbolic.FORWARD.get() + 1)
-        with Route(module):
-            out = type(module).forward(module, *args, **kwargs)
+        out = _forward(module, args, kwargs)
         if "_linger_unchecked" in module.__dict__:
             _check_sites(module)
         return out
@@ -221,8 +252,7 @@ def _exported(net: nn.Module, args: Any, kwargs: Any) -> Any:
     """The forward of a converted net that ``torch.onnx.export`` traces: integer tensors inside, floats at the outputs."""
     token = _symbolic.TRACING.set(_symbolic.Tracing(target=find_target(net.__dict__.get("_linger_target"))))
     try:
-        with Route(net):
-            out = type(net).forward(net, *args, **kwargs)
+        out = _forward(net, args, kwargs)
         return _symbolic.dequantized(out)
     finally:
         _symbolic.TRACING.reset(token)
@@ -239,17 +269,24 @@ def _check_sites(net: nn.Module) -> None:
         )
 
 
-def route(net: nn.Module, off: frozenset[str] = frozenset()) -> None:
-    """``off``: tags of sites that stay in float. Give the net and its containers their routed forward. Leaves (torch's own layers, twins) keep theirs."""
+def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module]) -> None:
+    """Give the net and its containers their routed forward; torch's own layers and twins keep theirs.
+
+    Args:
+        net: the converted net.
+        off: tags of sites that stay in float everywhere.
+        floats: modules in which all of them do: those that were left in float.
+    """
     for module in net.modules():
         own = not isinstance(module, IntModule) and (
-            module is net or not type(module).__module__.startswith("torch.nn")
+            module is net or module in floats or not type(module).__module__.startswith("torch.nn")
         )
         if own and "forward" not in module.__dict__:
             forward = functools.partial(routed, module)
             forward.__signature__ = _bare_signature(type(module).forward)  # type: ignore[attr-defined]
             module.forward = forward  # type: ignore[method-assign]
-            module._linger_off = off  # type: ignore[assignment]
+        if own:
+            module._linger_off = frozenset(SITES) if module in floats else off  # type: ignore[assignment]
 
 
 def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:

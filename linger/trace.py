@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
-from linger.numerics import grid_of
+from linger.numerics import grid_of, version
 from linger.ops import BY_CALL, IntModule
 
-T = Tensor
+T: Any = Tensor
 
 # Calls that only move values: the result carries the first operand's grid.
 PASS: dict[Callable[..., Any], str] = {
@@ -33,12 +33,20 @@ PASS: dict[Callable[..., Any], str] = {
     T.view_as: "view", T.reshape_as: "view", T.narrow: "narrow", torch.narrow: "narrow", T.select: "select",
     torch.select: "select", T.unflatten: "view", torch.unflatten: "view", T.to: "identity", T.float: "identity",
     T.t: "transpose", torch.t: "transpose", T.movedim: "permute", torch.movedim: "permute", T.swapaxes: "transpose",
-    torch.swapaxes: "transpose",
+    torch.swapaxes: "transpose", T.swapdims: "transpose", torch.swapdims: "transpose", torch.movedim: "permute",
+    T.moveaxis: "permute", torch.moveaxis: "permute", T.T.__get__: "transpose", T.mT.__get__: "transpose",
+    T.data.__get__: "identity", T.cpu: "identity", T.cuda: "identity", T.ravel: "view", torch.ravel: "view",
+    T.broadcast_to: "expand", torch.broadcast_to: "expand", T.tensor_split: "split", torch.tensor_split: "split",
+    torch.max_pool1d: "max_pool", torch.max_pool2d: "max_pool",
     F.relu: "relu", torch.relu: "relu", T.relu: "relu", F.max_pool1d: "max_pool", F.max_pool2d: "max_pool",
 }  # fmt: skip
 # In-place forms of the above, and every in-place call: their target loses its grid unless named here.
 PASS_INPLACE: dict[Callable[..., Any], str] = {T.relu_: "relu", torch.relu_: "relu", F.relu_: "relu"}
-QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset}
+# Dropout scales what it keeps by 1 / (1 - p) in training; the others also shift it.
+DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
+ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
+QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
+    T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +100,7 @@ class Tape:
     constants: dict[int, Tensor] = field(default_factory=dict)
     results: dict[int, Tensor] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
-    stale: set[int] = field(default_factory=set)
+    versions: dict[int, int] = field(default_factory=dict)
     owners: list[str] = field(default_factory=lambda: [""])
     paused: int = 0
 
@@ -102,25 +110,25 @@ class Tape:
             id=len(self.alive), shape=tuple(t.shape), scale=None if grid is None else float(grid.scale),
             bits=32 if grid is None else grid.bits, dtype=t.dtype,
         )  # fmt: skip
-        self.values[id(t)] = new
+        self.values[id(t)], self.versions[id(t)] = new, version(t)
         self.alive.append(t)
         if self.keep_results:
             self.results[new.id] = t.detach().clone()
         return new
 
     def value(self, t: Tensor) -> Value:
-        if id(t) in self.stale:
-            raise LingerError(
-                f"{user_line()}: a tensor is read after one of its views was changed in place; make the view a clone()"
-            )
         if id(t) not in self.values:
             self.constants[self.fresh(t).id] = t
+        elif self.versions[id(t)] != version(t):
+            raise LingerError(
+                f"{user_line()}: a tensor is read after it was changed in place through a view or another name of it; "
+                "make one of them a clone()"
+            )
         return self.values[id(t)]
 
-    def changed(self, target: Tensor) -> None:
-        """``target`` was changed in place: what it is a view of no longer holds what was written down."""
-        if target._is_view() and target._base is not None:
-            self.stale.add(id(target._base))
+    def replaced(self, target: Tensor, by: Tensor) -> None:
+        """``target`` was overwritten in place with the value of ``by``."""
+        self.values[id(target)], self.versions[id(target)] = self.values[id(by)], version(target)
 
     def encode(self, tree: Any) -> Any:
         return pytree.tree_map_only(Tensor, self.value, tree)
@@ -153,6 +161,14 @@ class Tape:
             self.results.update({v.id: t.detach().clone() for v, t in zip(node.outputs, tensors_of(out), strict=True)})
 
 
+def first_positional(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The call with its first operand given by position, as ``torch.add(input=x, other=y)`` may not have it."""
+    for name in ("input", "tensors", "self"):
+        if not args and name in kwargs:
+            return (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
+    return args, kwargs
+
+
 def tensors_of(tree: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
 
@@ -178,6 +194,8 @@ def user_line() -> str:
 
 def _plain_name(func: Callable[..., Any]) -> str:
     name = BY_CALL[func].site if func in BY_CALL else PASS.get(func) or PASS_INPLACE.get(func)
+    if func in DROPOUTS or func in ALPHA_DROPOUTS:
+        return "dropout"
     if name:
         return name
     raw = getattr(func, "__name__", str(func))
@@ -233,6 +251,7 @@ class _Spy(TorchFunctionMode):
         kwargs, tape = kwargs or {}, running_tape()
         if tape is None or func in QUERIES:
             return func(*args, **kwargs)
+        args, kwargs = first_positional(args, kwargs)
         encoded = tape.encode(args), tape.encode(kwargs)
         out = func(*args, **kwargs)
         if tensors_of(out):

@@ -262,6 +262,14 @@ def identity(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
     return [b.one(node.name, "Cast", [x], {"to": int(wanted)}, wanted, node.outputs[0].shape)]
 
 
+def dropout(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
+    """Nothing in eval; one that drops in eval too has no place in a file."""
+    given: dict[str, Any] = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+    if given.get("training", True) and given.get("p", 0.5):
+        raise LingerError(f"{node.name}: dropout that is active in eval; pass training=self.training")
+    return [x]
+
+
 def relu(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
     bits = _bits(x)
     if not bits or (bits in (8, 32) and b.opset >= 14):
@@ -322,5 +330,5 @@ MOVES: dict[str, Move] = {
     "view": reshape, "reshape": reshape, "flatten": flatten, "permute": transpose, "transpose": transpose,
     "squeeze": squeeze("Squeeze"), "unsqueeze": squeeze("Unsqueeze"), "getitem": getitem, "split": pieces, "chunk": pieces,
     "unbind": pieces, "flip": flip, "expand": expand, "repeat": repeat, "identity": identity, "narrow": narrow,
-    "select": narrow, "relu": relu, "max_pool": max_pool, "pad": pad, "dropout": identity,
+    "select": narrow, "relu": relu, "max_pool": max_pool, "pad": pad, "dropout": dropout,
 }  # fmt: skip

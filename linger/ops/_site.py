@@ -30,6 +30,11 @@ class Site(IntModule):
         super().__init__()
         self.start(device=device)
 
+    @classmethod
+    def takes(cls, *args: Any, **kwargs: Any) -> bool:
+        """Whether this call has a fixed-point form; a call that has none is a float island."""
+        return True
+
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
         return max((g.bits for g in map(grid_of, operands) if g is not None), default=8)

@@ -32,6 +32,10 @@ class DivSite(Site):
 
     op_type = "iqDiv"
 
+    @classmethod
+    def takes(cls, *args: Any, rounding_mode: str | None = None, **kwargs: Any) -> bool:
+        return rounding_mode is None
+
     def forward(self, x: Any, y: Any) -> Tensor:
         self.out_bits = bits = self.width(x, y)
         x, s_x = self.operand(x, "x", bits)

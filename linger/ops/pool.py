@@ -147,6 +147,13 @@ class PoolSite(Site):
 
     observed = ()
 
+    @classmethod
+    def takes(cls, x: Any = None, *args: Any, **call: Any) -> bool:
+        if "output_size" in call:
+            return divides(x.shape[2:], call["output_size"])
+        uneven = not call.get("count_include_pad", True) and any(_pair(call.get("padding", 0), 1))
+        return not _refused(call.get("ceil_mode", False), uneven, call.get("divisor_override"))
+
     def window(self, x: Any, call: Mapping[Any, Any]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(kernel, strides, padding) of the functional call, adaptive where it has an ``output_size``."""
         rank = len(x.shape) - 2
@@ -154,10 +161,6 @@ class PoolSite(Site):
             return adaptive_window(x.shape[2:], call["output_size"])
         kernel = _pair(call["kernel_size"], rank)
         padding = _pair(call.get("padding", 0), rank)
-        uneven = not call.get("count_include_pad", True) and any(padding)
-        reason = _refused(call.get("ceil_mode", False), uneven, call.get("divisor_override"))
-        if reason:
-            raise LingerError(f"{reason}; drop it, or use a module and keep it in float with disable_quant")
         stride = call.get("stride")
         return kernel, kernel if stride is None or stride == [] else _pair(stride, rank), padding
 
@@ -170,11 +173,18 @@ class PoolSite(Site):
         return (pool_node(operands[0], *self.window(operands[0], call)),)
 
 
+def divides(sizes: Any, output_size: Any) -> bool:
+    """Whether an adaptive pool has equal windows."""
+    return not any(o is not None and s % o for s, o in zip(sizes, _pair(output_size, len(sizes)), strict=True))
+
+
 def adaptive_window(sizes: Any, output_size: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The equal windows of an adaptive pool."""
     wanted = _pair(output_size, len(sizes))
-    if any(o is not None and s % o for s, o in zip(sizes, wanted, strict=True)):
-        raise LingerError(f"output_size {wanted} does not divide the input {tuple(sizes)}; choose sizes that divide")
+    if not divides(sizes, output_size):
+        raise LingerError(
+            f"output_size {wanted} does not divide the input {tuple(sizes)}; choose sizes that divide, or keep it in float with disable_quant"
+        )
     kernel = tuple(int(s) // (o or int(s)) for s, o in zip(sizes, wanted, strict=True))
     return kernel, kernel, (0,) * len(kernel)
 
