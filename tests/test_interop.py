@@ -104,7 +104,9 @@ def test_sites_islands_and_shared_layers(tmp_path: Path) -> None:
         net(*args)
     theirs = plain_export(net, args, tmp_path / "theirs.onnx")
     with pytest.warns(linger.LingerWarning, match="sigmoid"):
-        ours = linger.onnx.export(net, args, tmp_path / "ours.onnx", dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}})
+        ours = linger.onnx.export(
+            net, args, tmp_path / "ours.onnx", dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}}
+        )
     assert described(theirs) == described(ours)
     assert sum(node[0] == "Quant" for node in described(theirs)) == 3
 
