@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
-from linger.ops import BY_CALL, SITES, IntModule, _symbolic
+from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
 from linger.targets import target as find_target
 from linger.trace import (
     ALPHA_DROPOUTS,
@@ -34,7 +34,6 @@ from linger.trace import (
     user_line,
 )
 
-SITE_INPLACE = {T.add_, T.sub_, T.mul_, T.div_}
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
@@ -113,8 +112,10 @@ class Route(TorchFunctionMode):
         child = children(self.owner).get(name)
         if child is None:
             child = make_site(self.owner, tag, name)
+        inplace = _is_inplace(func, kwargs)
+        kwargs.pop("inplace", None)
         out = child(*args) if not kwargs else child(*args, **kwargs)
-        if func in SITE_INPLACE:
+        if inplace:
             grid = grid_of(out)
             args[0].copy_(out)
             set_grid(args[0], grid)
@@ -205,6 +206,7 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
     device = next((t.device for t in owner.buffers()), device)
     made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
     made.train(owner.training)
+    made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
     children(owner)[name] = made
     return made
 
@@ -269,17 +271,21 @@ def _check_sites(net: nn.Module) -> None:
         )
 
 
-def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module]) -> None:
+def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], chip: str) -> None:
     """Give the net and its containers their routed forward; torch's own layers and twins keep theirs.
 
     Args:
         net: the converted net.
         off: tags of sites that stay in float everywhere.
         floats: modules in which all of them do: those that were left in float.
+        chip: name of the target whose arithmetic its modules follow.
     """
     for module in net.modules():
         own = not isinstance(module, IntModule) and (
-            module is net or module in floats or not type(module).__module__.startswith("torch.nn")
+            module is net
+            or module in floats
+            or type(module) in ROUTED
+            or not type(module).__module__.startswith("torch.nn")
         )
         if own and "forward" not in module.__dict__:
             forward = functools.partial(routed, module)
@@ -287,6 +293,9 @@ def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module]) ->
             module.forward = forward  # type: ignore[method-assign]
         if own:
             module._linger_off = frozenset(SITES) if module in floats else off  # type: ignore[assignment]
+            module._linger_chip = chip  # type: ignore[assignment]
+        if isinstance(module, IntModule):
+            module.chip = chip
 
 
 def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:

@@ -283,7 +283,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,
     "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "embedding": embedding,
     "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"),
-    "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "exp": unary("Exp"), "log": unary("Log"), "sqrt": unary("Sqrt"),
+    "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "sin": unary("Sin"), "cos": unary("Cos"), "exp": unary("Exp"), "log": unary("Log"), "sqrt": unary("Sqrt"),
     "abs": unary("Abs"), "neg": unary("Neg"), "__neg__": unary("Neg"), "sign": unary("Sign"), "floor": unary("Floor"),
     "reciprocal": unary("Reciprocal"), "erf": unary("Erf"), "softplus": unary("Softplus"), "softsign": unary("Softsign"),
     "hardtanh": clip, "clamp": clip, "clip": clip, "gelu": gelu, "silu": silu, "hardswish": hardswish,

@@ -28,3 +28,9 @@ class Operand:
     scale: float
     bits: int
     shape: tuple[int, ...]
+
+
+def requant_node(x: Operand, out: Operand) -> Lowered:
+    """The node that brings the first operand of a call, ``x``, to the grid of ``out``."""
+    attrs = {"scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits}
+    return Lowered(op_type="Requant", inputs=(0,), attrs=attrs, bits=out.bits, form=str(out.bits))

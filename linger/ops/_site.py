@@ -45,7 +45,8 @@ class Site(IntModule):
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
         if isinstance(x, Tensor):
-            if grid_of(x) is None and f"running_{name}" not in self._buffers:
+            grid = grid_of(x)
+            if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
         scale = scalar_scale(float(x))
