@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils import _pytree as pytree
 
 from linger import checkpoint
@@ -15,6 +16,7 @@ from linger.errors import LingerError, LingerWarning, during
 from linger.ops import BY_FLOAT, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops._normalize import Normalized
+from linger.ops._weighted import WeightedInt
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.route import make_site, route
@@ -27,7 +29,10 @@ Step = tuple[nn.Module, Callable[[], nn.Module]]
 
 NORMALIZABLE = (*(t for op in set(BY_FLOAT.values()) if op.normalized for t in op.floats), *FUSED.values())
 QUANTIZABLE = (*BY_FLOAT, *FUSED.values())
-ALWAYS_QUANTIZED = (nn.ReLU6, *FUSED.values(), *(op.normalized for op in BY_FLOAT.values() if op.normalized))
+ALWAYS_QUANTIZED = (
+    nn.ReLU6, NonDynamicallyQuantizableLinear, *FUSED.values(),
+    *(op.normalized for op in BY_FLOAT.values() if op.normalized),
+)  # fmt: skip
 DefaultNormalizeIntXModule = tuple(sorted(NORMALIZABLE, key=lambda t: t.__name__))
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
 # Layers that need no twin: they move or drop values, and the grid goes through.
@@ -306,6 +311,8 @@ def init(
                     steps.append((module, _integer(module, given, device)))
             elif reason:
                 left.append((name, f"{type(module).__name__}{reason}"))
+            elif _is_layer(type(module)):
+                floats.add(module)
         sample = net.__dict__.pop("_linger_sample", None)
         plan, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
         net = _swap(net, steps)
@@ -313,7 +320,7 @@ def init(
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, plan)
         if not isinstance(net, IntModule):
-            route(net, frozenset(config.off), floats, chip.name)
+            route(net, frozenset(config.off), floats, chip.name, bits)
             net._linger_routed = True  # type: ignore[assignment]
         if sample is not None:
             _make_sites(net, sample, device)
@@ -360,9 +367,15 @@ def _reason_to_stay(module: nn.Module) -> str:
     if type(module) in (*FUSED.values(), *TRANSPARENT, *ROUTED) or isinstance(module, IntModule):
         return ""
     base = next((t for t in BY_FLOAT if isinstance(module, t)), None)
-    if base is not None:
-        return f", a subclass of {base.__name__}"
+    if base is not None:  # whose forward calls F.linear or F.conv2d: that call has a fixed-point form
+        return "" if _is_layer(base) else f", a subclass of {base.__name__}"
     return " has no fixed-point form" if is_leaf(module) and not list(module.children()) else ""
+
+
+def _is_layer(kind: type[nn.Module]) -> bool:
+    """Whether its product is also a call of its own, ``F.linear`` or a convolution."""
+    op = BY_FLOAT.get(kind)
+    return op is not None and op.integer is not None and issubclass(op.integer, WeightedInt)
 
 
 def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | None) -> Callable[[], nn.Module]:

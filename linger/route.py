@@ -3,6 +3,9 @@
 While a converted net's forward runs, ``Route`` looks at every functional call made in its own code (leaf modules run
 with it off). A call with a gridded operand goes to the named child that stands for it, its *site*; a call that only
 moves values keeps the grid; after anything else the result is a plain tensor: a float island, listed by name.
+
+Some calls are made of others (``COMPOSED``): ``Route`` makes those instead, and sends each to its site. A plain tensor that
+depends on parameters and buffers alone is tagged as such (``ops/_constant``): in a product it is a weight.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
-from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
+from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
+from linger.ops._constant import Constant, constant_of, has_parameter, set_constant
 from linger.targets import target as find_target
 from linger.trace import (
     ALPHA_DROPOUTS,
@@ -27,6 +31,7 @@ from linger.trace import (
     PASS,
     PASS_INPLACE,
     QUERIES,
+    RANDOM,
     T,
     first_positional,
     running_tape,
@@ -52,28 +57,88 @@ class Route(TorchFunctionMode):
         self.owner = owner
         self.count: dict[str, int] = {}
         self.off: frozenset[str] = owner.__dict__.get("_linger_off", frozenset())
+        self.buffers: list[Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
             if func in QUERIES:
                 return func(*args, **(kwargs or {}))
-            return self.call(func, *first_positional(args, kwargs or {}))
+            args, kwargs = first_positional(args, kwargs or {})
+            made = COMPOSED.get(func)
+            if made is None or not self.composes(made, args, kwargs):
+                return self.call(func, args, kwargs)
+            if kwargs.pop("out", None) is not None:
+                raise LingerError(
+                    f"{func.__name__} with out= has no fixed-point form; assign the result instead", self.path()
+                )
+            args, kwargs = self.tagged(args), {k: self.tagged(v) for k, v in kwargs.items()}
+        with self:
+            return made.function(self.send, *args, **kwargs)
+
+    def send(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call ``func`` that a composed one is made of, to its site."""
+        with torch._C.DisableTorchFunction():
+            return self.call(func, args, kwargs)
+
+    def composes(self, made: Composed, args: Any, kwargs: Any) -> bool:
+        """Whether the calls that this one is made of are made instead."""
+        if made.tag not in self.off:
+            if _any_grid(args) or _any_grid(kwargs):
+                return True
+            held = (*args[1:], *kwargs.values()) if made.layer else ()
+            if any(has_parameter(constant_of(t)) for t in held if isinstance(t, Tensor)):
+                return True
+        return made.opaque and running_tape() is not None
+
+    def constant(self, x: Tensor) -> Constant | None:
+        """What a plain tensor was computed from, if from parameters and buffers alone."""
+        found = constant_of(x)
+        if found is not None or grid_of(x) is not None:
+            return found
+        if self.buffers is None:
+            inside = (m for m in self.owner.modules() if not isinstance(m, IntModule))
+            self.buffers = [b for m in inside for b in m._buffers.values() if b is not None]
+        return Constant((x,)) if any(x is b for b in self.buffers) else None
+
+    def tagged(self, tree: Any) -> Any:
+        """The tree with every buffer of the net in it as a tagged alias."""
+        if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
+            return type(tree)(self.tagged(v) for v in tree)
+        found = self.constant(tree) if isinstance(tree, Tensor) and constant_of(tree) is None else None
+        return tree if found is None else set_constant(tree.detach(), found)
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
         op = BY_CALL.get(func)
-        if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
-            normal = self.normal(func, op.site, args, dict(kwargs))
-            if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
-                return self.site(func, op.site, *normal)
+        if op is not None and op.site not in self.off:
+            layer = func in COMPOSED and COMPOSED[func].layer
+            if layer or gridded or _any_grid(args) or _any_grid(kwargs):
+                normal = self.normal(func, op.site, args, dict(kwargs))
+                if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
+                    return self.site(func, op.site, *normal)
         if gridded or running_tape() is not None or _symbolic.TRACING.get() is not None:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
             set_grid(first, None)
+        self.mark(out, func, args, kwargs)
         return out
+
+    def mark(self, out: Any, func: Any, args: Any, kwargs: Any) -> None:
+        """Tag the result of a call on parameters and buffers alone with what it was computed from."""
+        given = _tensors((*args, *kwargs.values()))
+        if not given or func in RANDOM or _is_inplace(func, kwargs) or _drops(func, args, kwargs):
+            return
+        found = [c for c in map(self.constant, given) if c is not None]
+        if len(found) < len(given):
+            return
+        behind = tuple({id(t): t for c in found for t in c.leaves}.values())
+        name = found[0].name if PASS.get(func) not in (None, "relu", "max_pool") else None
+        for t in _tensors(out):
+            if not any(t is leaf for leaf in behind):
+                set_constant(t, Constant(behind, name if t.numel() == given[0].numel() else None))
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
@@ -87,6 +152,8 @@ class Route(TorchFunctionMode):
         encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
         grid = grid_of(first) if isinstance(first, Tensor) else None
         out = func(*args, **kwargs)
+        if not gridded:
+            self.mark(out, func, args, kwargs)
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
             set_grid(first, None)
             if tape is not None and not tensors_of(out):
@@ -161,10 +228,22 @@ def _any_grid(tree: Any) -> bool:
     return isinstance(tree, dict) and any(_any_grid(t) for t in tree.values())
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    """Every tensor of nested lists and tuples."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [t for v in tree for t in _tensors(v)] if isinstance(tree, (list, tuple)) else []
+
+
 def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
     if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
         return True
     return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not _dropout_rate(args, kwargs)
+
+
+def _drops(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether this is an active dropout."""
+    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and _dropout_rate(args, kwargs) > 0
 
 
 def _dropout_rate(args: Any, kwargs: Any) -> float:
@@ -205,6 +284,9 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
     device = next((t.device for t in owner.parameters()), torch.device("cpu"))
     device = next((t.device for t in owner.buffers()), device)
     made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
+    for key, bits in owner.__dict__.get("_linger_bits", {}).items():
+        if made.weighted or key == "parameter_bits":
+            setattr(made, key, bits)
     made.train(owner.training)
     made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
     children(owner)[name] = made
@@ -213,11 +295,15 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
 
 def children(owner: nn.Module) -> dict[str, Any]:
     """Everything below ``owner``, sites included, also while its forward iterates over its layers."""
-    return owner.__dict__.get("_linger_children") or owner._modules  # type: ignore[no-any-return]
+    return owner.__dict__.get("_linger_children", owner._modules)  # type: ignore[no-any-return]
 
 
 def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """The user's own forward. A Sequential that iterates over itself sees its layers and not its sites."""
+    own = FORWARDS.get(type(module))
+    if own is not None and "function_bmm" not in module.__dict__.get("_linger_off", ()):
+        with Route(module) as mode:
+            return own(mode.send, module, *args, **kwargs)
     if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
         with Route(module):
             return type(module).forward(module, *args, **kwargs)
@@ -271,7 +357,9 @@ def _check_sites(net: nn.Module) -> None:
         )
 
 
-def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], chip: str) -> None:
+def route(
+    net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], chip: str, bits: Mapping[str, int]
+) -> None:
     """Give the net and its containers their routed forward; torch's own layers and twins keep theirs.
 
     Args:
@@ -279,6 +367,7 @@ def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], ch
         off: tags of sites that stay in float everywhere.
         floats: modules in which all of them do: those that were left in float.
         chip: name of the target whose arithmetic its modules follow.
+        bits: widths of the calls that are layers (``F.linear``), and of parameters in other calls.
     """
     for module in net.modules():
         own = not isinstance(module, IntModule) and (
@@ -294,6 +383,7 @@ def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], ch
         if own:
             module._linger_off = frozenset(SITES) if module in floats else off  # type: ignore[assignment]
             module._linger_chip = chip  # type: ignore[assignment]
+            module._linger_bits = dict(bits)  # type: ignore[assignment]
         if isinstance(module, IntModule):
             module.chip = chip
 

@@ -26,7 +26,7 @@ class Config:
 
     platform_quant: PlatFormQuant = PlatFormQuant.luna_quant
     bn_frozen: bool = False
-    off: set[str] = field(default_factory=lambda: {"function_bmm", "channel_shuffle"})
+    off: set[str] = field(default_factory=set)
 
 
 config = Config()
@@ -104,12 +104,12 @@ def SetIQTensorVar(enable: bool = True) -> None:
 
 
 def SetFunctionBmmQuant(enable: bool = True) -> None:
-    """Batched matrix products in fixed point or in float (default)."""
+    """Matrix products of two activations, and attention, in fixed point (default) or in float."""
     _switch(("function_bmm",), enable)
 
 
 def SetFunctionChannelShuffleQuant(enable: bool = True) -> None:
-    """Channel shuffles in fixed point or in float (default)."""
+    """Channel shuffles in fixed point (default) or in float."""
     _switch(("channel_shuffle",), enable)
 
 

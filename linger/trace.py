@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
 from linger.numerics import grid_of, version
-from linger.ops import BY_CALL, IntModule
+from linger.ops import BY_CALL, CONTAINERS, IntModule
+from linger.ops._constant import constant_of, set_constant
 
 T: Any = Tensor
 
@@ -45,6 +46,8 @@ PASS_INPLACE: dict[Callable[..., Any], str] = {T.relu_: "relu", torch.relu_: "re
 # Dropout scales what it keeps by 1 / (1 - p) in training; the others also shift it.
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
 ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
+RANDOM = {torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, T.bernoulli, torch.normal,
+    torch.poisson, torch.multinomial, T.multinomial}  # fmt: skip
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
 
@@ -157,8 +160,8 @@ class Tape:
         self.names[stem] = n + 1
         self.add(f"{stem}_{n}", op, None, args, kwargs, out, func)
         node = self.nodes[-1]
-        if not node.inputs():
-            self.results.update({v.id: t.detach().clone() for v, t in zip(node.outputs, tensors_of(out), strict=True)})
+        if all(v.id in self.constants or v.id in self.results for v in node.inputs()):
+            self.results.update({v.id: _kept(t) for v, t in zip(node.outputs, tensors_of(out), strict=True)})
 
 
 def first_positional(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -167,6 +170,12 @@ def first_positional(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, 
         if not args and name in kwargs:
             return (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
     return args, kwargs
+
+
+def _kept(t: Tensor) -> Tensor:
+    """A copy that says what it was computed from."""
+    copy, constant = t.detach().clone(), constant_of(t)
+    return copy if constant is None else set_constant(copy, constant)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -207,6 +216,7 @@ def is_leaf(module: nn.Module) -> bool:
     return isinstance(module, IntModule) or (
         type(module).__module__.startswith(("torch.nn", "linger."))
         and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+        and type(module) not in CONTAINERS
     )
 
 

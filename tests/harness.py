@@ -26,7 +26,7 @@ class CaseNet(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         gridded = [linger.quant_tensor(self, x, f"in{i}", bits=self.bits) for i, x in enumerate(inputs)]
-        return (self.op or self.function)(*gridded)
+        return (self.function if self.op is None else self.op)(*gridded)
 
 
 def converted(case: Case, bits: int = 8, parameter_bits: int = 8, out_bits: int | None = None) -> CaseNet:

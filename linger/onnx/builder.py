@@ -160,6 +160,21 @@ class Builder:
             f"{name}: a size of {int(size)} changes with a dynamic axis but is no input's size; use -1 or fix the axis"
         )
 
+    def prune(self, results: Sequence[ir.Value]) -> None:
+        """Drop what no result of the graph depends on: attention weights that nobody reads, for example."""
+        needed = {id(v) for v in results}
+        kept: list[ir.Node] = []
+        for node in reversed(self.nodes):
+            if any(id(v) in needed for v in node.outputs):
+                kept.append(node)
+                needed.update(id(v) for v in node.inputs if v is not None)
+        self.nodes = kept[::-1]
+        alive = {id(node) for node in kept}
+        for op_type, forms in list(self.forms.items()):
+            used = {form: [n for n in nodes if id(n) in alive] for form, nodes in forms.items()}
+            self.forms[op_type] = {form: nodes for form, nodes in used.items() if nodes}
+        self.initializers = {name: v for name, v in self.initializers.items() if id(v) in needed}
+
     # --- functions
 
     def functions(self, real: bool = False) -> tuple[list[ir.Function], int]:

@@ -137,6 +137,7 @@ def build(
         w.floats[value.id] = made
     w.write()
     results = [_output(w, v, outputs[i] if i < len(outputs) else f"output_{i}") for i, v in enumerate(graph.outputs)]
+    b.prune(results)
     functions, ir_version = b.functions(DIALECTS[dialect].real)
     imports = {"": opset} | ({"thinker": 1} if functions else {})
     made_graph = ir.Graph(

@@ -11,6 +11,7 @@ import torch
 
 from linger.errors import LingerError
 from linger.onnx.moves import squeezed
+from linger.onnx.sizes import is_dynamic
 from linger.ops.pool import adaptive_window
 from linger.trace import Node, Value
 
@@ -41,6 +42,18 @@ def emit(
 def compare(op_type: str) -> FloatOp:
     def row(w: Writer, node: Node) -> ir.Value:
         inputs = [w.plain(v) for v in node.args[:2]]
+        return w.build.one(node.name, op_type, inputs, {}, ir.DataType.BOOL, node.outputs[0].shape)
+
+    return row
+
+
+def logic(op_type: str) -> FloatOp:
+    """Of truth values."""
+
+    def row(w: Writer, node: Node) -> ir.Value:
+        if any(v.dtype != torch.bool for v in node.inputs()):
+            raise LingerError(f"{node.name}: {node.op} of numbers cannot be exported; compare them first")
+        inputs = [w.as_is(v) for v in node.inputs()]
         return w.build.one(node.name, op_type, inputs, {}, ir.DataType.BOOL, node.outputs[0].shape)
 
     return row
@@ -274,10 +287,44 @@ def embedding(w: Writer, node: Node) -> ir.Value:
     return emit(w, node, "Gather", [w.plain(given["weight"]), w.as_is(given["input"])], {"axis": 0})
 
 
+def masked(w: Writer, node: Node) -> ir.Value:
+    """masked_fill, and the masks of attention: bool ones hide, float ones are added."""
+    x, value = w.plain(node.args[0]), w.build.scalar(float(node.kwargs.get("value", -np.inf)), f"{node.name}.value")
+    for i, mask in enumerate(node.inputs()[1:]):
+        if mask.dtype == torch.bool:
+            given = w.as_is(mask)
+            if node.kwargs.get("kept"):
+                given = w.build.one(f"{node.name}.not{i}", "Not", [given], {}, ir.DataType.BOOL, mask.shape)
+            x = emit(w, node, "Where", [given, value, x], tail=f".{i}")
+        else:
+            x = emit(w, node, "Add", [x, w.plain(mask)], tail=f".{i}")
+    if node.kwargs.get("causal"):
+        size = node.outputs[0].shape[-2:]
+        if is_dynamic(size):
+            raise LingerError(
+                f"{node.name}: a causal mask over a dynamic axis cannot be exported in float; fix that axis"
+            )
+        later = w.build.constant(f"{node.name}.later", np.triu(np.ones(size, bool), 1))
+        x = emit(w, node, "Where", [later, value, x], tail=".causal")
+    return emit(w, node, "Identity", [x])
+
+
+def einsum(w: Writer, node: Node) -> ir.Value:
+    equation, *operands = node.args
+    operands = operands[0] if operands and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str):
+        raise LingerError(f"{node.name}: einsum with lists of axes cannot be exported; write the equation as a string")
+    return emit(w, node, "Einsum", [w.plain(v) for v in operands], {"equation": equation})
+
+
 FLOAT_OPS: dict[str, FloatOp] = {
     "iqadd": binary("Add"), "iqsub": binary("Sub"), "iqmul": binary("Mul"), "iqdiv": binary("Div"), "iqcat": cat,
     "iqsum": reduce("ReduceSum"), "iqmean": reduce("ReduceMean"), "iqavgpool": average, "iqrelu6": clip, "relu6": clip,
-    "matmul": binary("MatMul"), "bmm": binary("MatMul"), "__matmul__": binary("MatMul"), "pow": binary("Pow"),
+    "matmul": binary("MatMul"), "bmm": binary("MatMul"), "function_bmm": binary("MatMul"), "mm": binary("MatMul"),
+    "mv": binary("MatMul"), "dot": binary("MatMul"), "einsum": einsum, "iqmask": masked, "logical_or": logic("Or"),
+    "logical_and": logic("And"), "__or__": logic("Or"), "__and__": logic("And"), "bitwise_or": logic("Or"),
+    "bitwise_and": logic("And"), "logical_not": logic("Not"), "__invert__": logic("Not"), "bitwise_not": logic("Not"),
+    "__matmul__": binary("MatMul"), "pow": binary("Pow"),
     "maximum": binary("Max"), "minimum": binary("Min"), "gt": compare("Greater"), "lt": compare("Less"),
     "ge": compare("GreaterOrEqual"), "le": compare("LessOrEqual"), "eq": compare("Equal"),
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,

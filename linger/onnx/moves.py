@@ -322,7 +322,8 @@ def pad(b: Builder, node: Node, x: ir.Value) -> list[ir.Value]:
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     if mode not in modes:
         raise LingerError(f"{node.name}: padding mode {mode} on floats cannot be exported; use reflect or replicate")
-    value = np.array(given.get("value") or 0.0, np.float32)
+    assert x.dtype is not None
+    value = np.array(given.get("value") or 0.0, x.dtype.numpy())
     return [_out(b, node, "Pad", [x, amounts, b.constant(f"{node.name}.value", value)], {"mode": modes[mode]})]
 
 

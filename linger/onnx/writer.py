@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
@@ -17,6 +17,7 @@ from linger.onnx.float_ops import FLOAT_OPS
 from linger.onnx.moves import MOVES
 from linger.onnx.sizes import is_dynamic
 from linger.ops import IntModule, Lowered, Operand
+from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
 
 
@@ -31,6 +32,7 @@ class Writer:
         self.quantized: dict[tuple[str, float, int], ir.Value] = {}
         self.tensors = {id(t): name for name, t in (*net.named_buffers(), *net.named_parameters())}
         self.cast: dict[int, ir.Value] = {}
+        self.known: set[int] = set(graph.constants)  # values that no input of the net took part in
         self.islands: list[str] = []
         self.peaks: dict[str, float] = {}
 
@@ -74,13 +76,33 @@ class Writer:
             )
         array = tensor.detach().cpu().numpy()
         return self.build.constant(
-            self.tensors.get(id(tensor), f"constant_{v.id}"),
-            array.astype(np.float32) if array.dtype == np.float64 else array,
+            self.key(tensor) or f"constant_{v.id}", array.astype(np.float32) if array.dtype == np.float64 else array
         )
+
+    def key(self, tensor: Tensor) -> str:
+        """The state-dict key of a parameter or buffer, with the name of a part behind it; "" for anything else."""
+        constant = constant_of(tensor)
+        if constant is None or constant.name is None:
+            return self.tensors.get(id(tensor), "")
+        key = self.tensors.get(id(constant.leaves[0]), "")
+        return f"{key}.{constant.name}" if key and constant.name else key
+
+    def weight(self, v: Value, position: int) -> Operand:
+        """A weight as the module puts it on a grid: its values must be known now."""
+        tensor = self.graph.constants.get(v.id)
+        if tensor is None:
+            tensor = self.graph.results.get(v.id)
+        if v.id not in self.known or tensor is None:
+            raise LingerError(f"operand {position} is a weight whose values depend on a dynamic axis; fix that axis")
+        return Operand(scale=1.0, bits=0, shape=v.shape, tensor=tensor, name=self.key(tensor))
 
     def integers(self, v: Value, module: IntModule, position: int, bits: int) -> tuple[ir.Value, Operand]:
         """The operand on a grid of ``bits`` bits, as the module's own forward makes it."""
         taken = module.taken(position, v.scale, v.bits, bits, v.shape)
+        dynamic = frozenset(i for i, size in enumerate(v.shape) if is_dynamic(size))
+        taken = replace(taken, dtype=v.dtype, dynamic=dynamic)
+        if not taken.bits:
+            return self.as_is(v), taken
         if v.scale is None:
             return self.quant(v, taken.scale, bits), taken
         x = self.exact[v.id]
@@ -120,12 +142,18 @@ class Writer:
         module = self.modules.get(node.module) if node.module is not None else None
         if isinstance(module, IntModule):
             self.lowered(node, module)
-        elif not node.inputs():
-            return  # made without any tensor: a constant, written where it is used
+        elif not node.inputs() or self.is_known(node):
+            if self.is_known(node):
+                self.known.update(v.id for v in node.outputs)  # written where it is used, as any constant
         elif node.op in MOVES:
             self.moved(node)
         else:
             self.float_op(node)
+
+    def is_known(self, node: Node) -> bool:
+        """Whether the results are constants: no tensor that a call reads changes with an input or a dynamic axis."""
+        shapes = tuple(v.shape for v in (*node.inputs(), *node.outputs))
+        return not is_dynamic((node.args, node.kwargs, shapes)) and all(v.id in self.known for v in node.inputs())
 
     def moved(self, node: Node) -> None:
         source = node.inputs()[0]
@@ -144,7 +172,8 @@ class Writer:
                 f"{node.name}: {node.op} at {node.source} cannot be exported, allowed are fixed-point layers, calls that move "
                 f"values, and {', '.join(sorted(FLOAT_OPS))}; rewrite the call, or keep it out of the exported net"
             )
-        self.islands.append(f"{node.name} ({node.op})")
+        if node.outputs[0].dtype.is_floating_point:
+            self.islands.append(f"{node.name} ({node.op})")
         self.floats[node.outputs[0].id] = row(self, node)
 
     def lowered(self, node: Node, module: IntModule) -> None:
@@ -152,20 +181,26 @@ class Writer:
         module.require_ranges()
         values = node.inputs()
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
-        taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
+        call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
+        call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
+        held = module.weights_at(call)
+        taken: list[tuple[ir.Value | None, Operand]] = [
+            (None, self.weight(v, i)) if i in held else self.integers(v, module, i, bits) for i, v in enumerate(values)
+        ]
         out = node.outputs[0]
         if out.scale is None:
             raise LingerError(f"{node.name}: the result has no grid; report this layer")
-        call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
-        call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
-        if module.weighted:
-            self.peaks[node.module] = module.accumulator_peak(torch.tensor(taken[0][1].scale))
+        peak = max((step.peak for step in steps), default=0.0)
+        if module.weighted or peak:
+            self.peaks[node.module] = peak
         made: list[ir.Value] = []
         for i, step in enumerate(steps):
             last = i == len(steps) - 1
             made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last))
-        self.exact[out.id] = made[-1] if made else taken[0][0]
+        first = made[-1] if made else taken[0][0]
+        assert first is not None
+        self.exact[out.id] = first
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
@@ -175,7 +210,7 @@ class Writer:
         count = 1 + len(self.build.symbols)
         each: list[tuple[Lowered, ...]] = []
         for k in range(count):
-            at = tuple(Operand(scale=o.scale, bits=o.bits, shape=_at(o.shape, k)) for o in operands)
+            at = tuple(replace(o, shape=_at(o.shape, k)) for o in operands)
             each.append(module.lower(at, Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k)), call))
         for symbol, other in zip(self.build.symbols, each[1:], strict=True):
             for a, b in zip(each[0], other, strict=True):
@@ -187,16 +222,17 @@ class Writer:
         return each[0]
 
     def step(
-        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool
-    ) -> ir.Value:
-        inputs: list[ir.Value] = []
+        self, node: Node, step: Lowered, operands: Sequence[ir.Value | None], made: Sequence[ir.Value], shape: Any,
+        last: bool,
+    ) -> ir.Value:  # fmt: skip
+        inputs: list[ir.Value | None] = []
         for i in step.inputs:
             if isinstance(i, int):
                 inputs.append(operands[i])
             elif i.startswith("%"):
                 inputs.append(made[int(i[1:])])
             else:
-                inputs.append(self.build.constant(f"{node.module}.{i}", step.params[i]))
+                inputs.append(self.build.constant(step.names.get(i, f"{node.module}.{i}"), step.params[i]))
         name = node.name if last else f"{node.name}.{step.op_type}"
         return self.build.one(
             name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,

@@ -8,14 +8,19 @@ from typing import Any
 from torch import nn
 
 from linger.ops import (
+    attention,
     batchnorm,
+    bmm,
     cat,
     conv,
     conv_transpose,
     convbn,
     divide,
+    einsum,
     elementwise,
     linear,
+    mask,
+    matmul,
     pad,
     pool,
     quant,
@@ -24,8 +29,9 @@ from linger.ops import (
     sigmoid,
     standard,
     tanh,
+    transformer,
 )
-from linger.ops._base import IntModule, Op
+from linger.ops._base import Composed, IntModule, Op
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 
@@ -35,6 +41,12 @@ MODULES = (
     conv_transpose,
     convbn,
     linear,
+    bmm,
+    matmul,
+    einsum,
+    mask,
+    attention,
+    transformer,
     batchnorm,
     relu6,
     pool,
@@ -59,18 +71,27 @@ for _op in ROWS:
             raise ImportError(f"{_cls.__name__} belongs to {BY_FLOAT[_cls].name} and to {_op.name}")
         BY_FLOAT[_cls] = _op
 SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
-ROUTED: frozenset[type[nn.Module]] = frozenset(t for op in ROWS for t in op.modules)
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {**attention.FORWARDS, **transformer.FORWARDS}
+CONTAINERS: frozenset[type[nn.Module]] = frozenset((*FORWARDS, *transformer.CONTAINERS))
+ROUTED: frozenset[type[nn.Module]] = CONTAINERS.union(t for op in ROWS for t in op.modules)
 BY_CALL: dict[Callable[..., Any], Op] = {call: op for op in ROWS for call in op.calls}
+COMPOSED: dict[Callable[..., Any], Composed] = {
+    call: made for module in MODULES for call, made in getattr(module, "COMPOSED", {}).items()
+}
 
 __all__ = [
     "BY_CALL",
     "BY_FLOAT",
     "BY_NAME",
     "CASES",
+    "COMPOSED",
+    "CONTAINERS",
+    "FORWARDS",
     "ROUTED",
     "ROWS",
     "SITES",
     "Case",
+    "Composed",
     "IntModule",
     "Lowered",
     "Op",

@@ -16,6 +16,7 @@ from linger import observe
 from linger.errors import LingerError
 from linger.numerics import FLOAT32_EXACT, WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
 from linger.ops import _symbolic
+from linger.ops._constant import leaves
 from linger.ops._lowered import Lowered, Operand
 
 _DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
@@ -56,6 +57,23 @@ class Op:
     names: Mapping[Callable[..., Any], tuple[str, ...]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
+
+
+Router = Callable[..., Any]  # route(func, *args): the call of ``func``, sent to its site
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Composed:
+    """A call made of others that have a fixed-point form: ``function(route, *args)`` makes them, routed in their turn.
+
+    ``tag``: the site whose switch turns it off. ``layer``: with a parameter as weight it is one also on a plain tensor.
+    ``opaque``: standard ONNX has no op for it, so that a file has those calls in float too.
+    """
+
+    function: Callable[..., Any]
+    tag: str
+    layer: bool = False
+    opaque: bool = False
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -234,6 +252,10 @@ class IntModule(nn.Module):
         """Width that every operand is brought to, given the widths they come in (0 for a plain tensor)."""
         return self.data_bits
 
+    def weights_at(self, call: Mapping[Any, Any]) -> frozenset[int]:
+        """Which of a call's tensors are weights, that this module itself puts on a grid."""
+        return frozenset()
+
     def leave(self, y: Tensor, finest: Tensor) -> Tensor:
         """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
         self.observe("o", y, self.ahead_relu, self.normalize_data)
@@ -247,17 +269,22 @@ class IntModule(nn.Module):
 
     # --- proof of exactness, from the actual weights
 
-    def accumulator_peak(self, s_x: Tensor) -> float:
+    def accumulator_peak(self, s_x: Tensor, *given: Any) -> float:
         """An upper bound of |accumulator| in LSB for an input of scale ``s_x``; below ``FLOAT32_EXACT`` float32 is exact."""
         return 0.0
 
-    def prove(self, s_x: Tensor) -> None:
-        """Decide float32 or float64 from the weights as they are now; with a margin of one bit while they still move."""
+    def prove(self, s_x: Tensor, *given: Any) -> None:
+        """Decide float32 or float64 from the weights as they are now; with a margin of one bit while they still move.
+
+        ``given``: what ``accumulator_peak`` takes besides, the weights of a call among it.
+        """
         if torch.compiler.is_compiling() or (self.training and self._proved is not None):
             return
-        key = tuple(p._version for p in (*self._parameters.values(), *self._buffers.values()) if p is not None)
+        own = (*self._parameters.values(), *self._buffers.values(), *(leaf for t in given for leaf in leaves(t)))
+        key = tuple(t._version for t in own if t is not None)
         if key != self._proved:
-            self.exact_in_float32 = self.accumulator_peak(s_x) < (FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT)
+            limit = FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT
+            self.exact_in_float32 = self.accumulator_peak(s_x, *given) < limit
             self._proved = key
 
     def forget(self) -> None:

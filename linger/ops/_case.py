@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -19,3 +22,16 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     bits: tuple[int, ...] = (8, 16)
     divisor: bool = False
+
+
+class Holder(nn.Sequential):
+    """A function of the inputs and of parameters of these shapes. No leaf to the recorder, as a layer of linger would be."""
+
+    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        for i, shape in enumerate(shapes):
+            self.register_parameter(f"w{i}", nn.Parameter(torch.randn(shape) / 2))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs, *(getattr(self, name) for name in self._parameters))

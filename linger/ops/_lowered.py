@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node."""
+    """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node.
+
+    ``names``: key of ``params`` -> name of the initializer, where it is not the module's name and the key.
+    ``peak``: bound of |accumulator| in LSB, 0 where the node has none.
+    """
 
     op_type: str
     inputs: tuple[int | str, ...]
@@ -19,15 +25,25 @@ class Lowered:
     params: Mapping[str, np.ndarray] = field(default_factory=dict)
     bits: int = 8
     form: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    peak: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operand:
-    """A tensor that enters or leaves a node: its scale (a power of two), bits and shape."""
+    """A tensor that enters or leaves a node: its scale (a power of two), bits and shape.
+
+    0 bits: it enters as it is, of ``dtype`` and without a grid. ``dynamic``: the axes whose size may change from run to run.
+    ``tensor``: the values of a weight, which the module itself puts on a grid; ``name``: its key in the state dict, if any.
+    """
 
     scale: float
     bits: int
     shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    dynamic: frozenset[int] = frozenset()
+    tensor: Tensor | None = field(default=None, compare=False)
+    name: str = ""
 
 
 def requant_node(x: Operand, out: Operand) -> Lowered:

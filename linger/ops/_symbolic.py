@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from linger.errors import LingerError
 from linger.numerics import Grid, grid_of, set_grid
+from linger.ops._constant import constant_of, leaves
 from linger.ops._lowered import Lowered, Operand
 from linger.targets import Target
 
@@ -41,11 +42,16 @@ TRACING: ContextVar[Tracing | None] = ContextVar("TRACING", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """A tensor without its values. ``scale`` is the 0-d tensor of its grid, None for a plain tensor."""
+    """A tensor without its values. ``scale`` is the 0-d tensor of its grid, None for a plain tensor.
+
+    One that was computed from parameters and buffers alone keeps its values, for it may be a weight, and ``leaves``: those.
+    """
 
     scale: Tensor | None
     bits: int
     shape: tuple[int, ...]
+    tensor: Tensor | None = None
+    leaves: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +73,20 @@ def exporting() -> bool:
 
 def _spot(t: Tensor) -> Spot:
     grid = grid_of(t)
-    return Spot(scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape))
+    held = grid is None and constant_of(t) is not None
+    return Spot(
+        scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape),
+        tensor=t.detach() if held else None, leaves=leaves(t) if held else (),
+    )  # fmt: skip
 
 
-def _versions(module: Any) -> tuple[int, ...]:
-    return tuple(t._version for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+def _spots(tree: Any) -> list[Spot]:
+    return [s for s in pytree.tree_leaves(tree) if isinstance(s, Spot)]
+
+
+def _versions(module: Any, spots: Sequence[Spot]) -> tuple[int, ...]:
+    own = (*module._parameters.values(), *module._buffers.values(), *(t for s in spots for t in s.leaves))
+    return tuple(t._version for t in own if t is not None)
 
 
 def seen(module: Any, args: Any, kwargs: Any, out: Tensor) -> Call:
@@ -79,7 +94,7 @@ def seen(module: Any, args: Any, kwargs: Any, out: Tensor) -> Call:
     args, kwargs = pytree.tree_map_only(Tensor, _spot, (args, kwargs))
     return Call(
         args=args, kwargs=kwargs, out=_spot(out), parameters=dict(module._parameters), buffers=dict(module._buffers),
-        versions=_versions(module),
+        versions=_versions(module, _spots((args, kwargs))),
     )  # fmt: skip
 
 
@@ -90,7 +105,7 @@ def _real(module: Any, call: Call) -> Iterator[None]:
     with _disable_current_modes(), torch.no_grad():
         module._parameters, module._buffers = call.parameters, call.buffers
         try:
-            if _versions(module) != call.versions:
+            if _versions(module, _spots((call.args, call.kwargs))) != call.versions:
                 raise LingerError("its parameters changed since the last eval forward; run the net once in eval mode")
             yield
         finally:
@@ -112,18 +127,18 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
     if turn >= len(calls):
         raise LingerError("no eval forward to take the grids from; run the net once in eval mode, then export it")
     call = calls[turn]
-    given = [s for s in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(s, Spot)]
+    given = _spots((call.args, call.kwargs))
+    said = {k: v for k, v in (dict(enumerate(call.args)) | call.kwargs).items() if not _spots(v)}
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     with _real(module, call):
         out = _operand(call.out)
         bits = module.operand_bits([s.bits for s in given])
+        held = module.weights_at(said)
         operands = [
-            module.taken(i, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)
-            for i, s in enumerate(given)
+            replace(_weight(s) if i in held else _taken(module, i, s, bits), dtype=t.dtype, dynamic=_dynamic(t))
+            for i, (s, t) in enumerate(zip(given, tensors, strict=True))
         ]
-        said = dict(enumerate(call.args)) | call.kwargs
-        said = {k: v for k, v in said.items() if not any(isinstance(x, Spot) for x in pytree.tree_leaves(v))}
         steps = module.lower(tuple(operands), out, said)
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     taken = [_entered(t, o, tracing.target) for t, o in zip(tensors, operands, strict=True)]
     shape = _traced_shape(module, args, kwargs)
     made: list[Tensor] = []
@@ -139,8 +154,24 @@ def _operand(s: Spot) -> Operand:
     return Operand(scale=float(s.scale), bits=s.bits, shape=s.shape)
 
 
+def _taken(module: Any, position: int, s: Spot, bits: int) -> Operand:
+    return module.taken(position, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)  # type: ignore[no-any-return]
+
+
+def _weight(s: Spot) -> Operand:
+    assert s.tensor is not None
+    return Operand(scale=1.0, bits=0, shape=s.shape, tensor=s.tensor)
+
+
+def _dynamic(t: Tensor) -> frozenset[int]:
+    """The axes whose size is a symbol of the tracer."""
+    return frozenset(i for i, size in enumerate(t.shape) if not isinstance(size, int))
+
+
 def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
     """The traced tensor as integers on the grid of ``wanted``; one Quant per tensor and grid."""
+    if not wanted.bits:
+        return t
     grid = grid_of(t)
     if grid is not None and grid.bits == wanted.bits:
         return t

@@ -1,4 +1,4 @@
-"""Layers whose accumulator is a weighted sum: convolution, transposed convolution, linear.
+"""Layers and calls whose accumulator is a weighted sum: convolution, transposed convolution, linear.
 
 acc = sum(q_x * q_w) + q_b,   q_b = round(b * s_x * s_w) as int32                                  (1)
 out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                                            (2)
@@ -6,8 +6,8 @@ out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                         
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -27,73 +27,75 @@ from linger.numerics import (
     shift_round,
 )
 from linger.ops._base import IntModule, constants, output_bits, requant_text
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._site import Site
 
 
-class WeightedInt(IntModule):
-    """Fixed-point twin of a layer with ``weight`` and ``bias``; the subclass says how to multiply and what to write."""
-
-    weighted: ClassVar[bool] = True
-    op_type: ClassVar[str]
-    weight: Tensor
-    bias: Tensor | None
+class Product(Protocol):
+    """How a weighted sum multiplies: everything but its weight and bias."""
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's own product; exact on the values it is given."""
-        raise NotImplementedError
+        """The product; exact on the values it is given."""
 
     def absolute_sum(self, weight: Tensor) -> Tensor:
         """sum|w| per output, shape (out,): how far one output's accumulator can go for inputs of magnitude 1."""
-        return weight.abs().flatten(1).sum(1)
 
-    def operator_attrs(self, x: Operand, out: Operand) -> dict[str, Any]:
-        """Strides, pads and the like, under the engine's names."""
-        return {}
+    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+        """Strides, pads and the like, under the engine's names, for a weight of this shape."""
 
-    def grids(self, s_x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Weight and bias on their grids for an input of scale ``s_x``, and the scale of the weight."""
-        weight = bound_parameter(self.weight.float(), self.normalize_weight)
-        bias = None if self.bias is None else bound_parameter(self.bias.float(), self.normalize_bias)
+    def wide_form(self, weight: tuple[int, ...], data_bits: int, parameter_bits: int) -> str:
+        """Name of the body that is exact beyond 2^24."""
+
+
+class WeightedSum(IntModule):
+    """Equations (1) and (2) on a weight and a bias that are handed in."""
+
+    weighted: ClassVar[bool] = True
+    op_type: ClassVar[str]
+
+    def grids(self, weight: Tensor, bias: Tensor | None, s_x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Weight and bias within their bounds on their grids for an input of scale ``s_x``, and the scale of the weight."""
+        weight = bound_parameter(weight.float(), self.normalize_weight)
+        bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
         return on_grids(weight, bias, s_x, self.parameter_bits)
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
+    def weighted_sum(self, product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
         x, s_x = self.enter(x)
-        self.prove(s_x)
-        w, b, s_w = self.grids(s_x)
+        self.prove(s_x, product, weight, bias)
+        w, b, s_w = self.grids(weight, bias, s_x)
         finest = s_x * s_w
         if self.out_bits == 32:
-            finest = room_for_sum(finest, self.bound(w, s_w, b, finest))
+            finest = room_for_sum(finest, self.bound(product, w, s_w, b, finest))
         if not self.exact_in_float32:
             x, w, b = x.double(), w.double(), None if b is None else b.double()
-        return self.leave(self.accumulate(x, w, b), finest)
+        return self.leave(product.accumulate(x, w, b), finest)
 
-    def bound(self, w: Tensor, s_w: Tensor, b: Tensor | None, s_acc: Tensor) -> Tensor:
-        """max over outputs of sum|q_w| * max|q_x| + |q_b|, in LSB, in float64 (shape [])."""
-        peak = self.absolute_sum(w.detach().double()) * s_w * reach(self.data_bits)
+    def bound(self, product: Product, w: Tensor, s_w: Tensor, b: Tensor | None, s_acc: Tensor) -> Tensor:
+        """max over outputs of sum|q_w| * max|q_x| + |q_b|, in LSB, computed in float64 (shape [])."""
+        peak = product.absolute_sum(w.detach().double()) * s_w * reach(self.data_bits)
         if b is not None:
             peak = peak + b.detach().double().abs() * s_acc
         return peak.amax().float()
 
     @torch.no_grad()
-    def accumulator_peak(self, s_x: Tensor) -> float:
-        w, b, s_w = self.grids(s_x)
-        return float(self.bound(w, s_w, b, s_x * s_w))
+    def accumulator_peak(self, s_x: Tensor, *given: Any) -> float:
+        """``given``: the product, weight and bias."""
+        product, weight, bias = given
+        w, b, s_w = self.grids(weight, bias, s_x)
+        return float(self.bound(product, w, s_w, b, s_x * s_w))
 
     @torch.no_grad()
-    def derived(self) -> dict[str, Tensor]:
-        s_w = self.grids(self.scale("x", self.data_bits))[2]
-        return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
-
-    @torch.no_grad()
-    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        x = operands[0]
-        s_x = torch.tensor(x.scale, device=self.weight.device)
-        w, b, s_w = self.grids(s_x)
-        q_w = quantize(w, s_w, self.parameter_bits)
-        q_b = np.zeros(len(self.absolute_sum(w)), np.int32) if b is None else quantize(b, s_x * s_w, 32)
-        peak = self.accumulator_peak(s_x)
+    def nodes(
+        self, product: Product, x: Operand, out: Operand, weight: Tensor, bias: Tensor | None, names: Mapping[str, str]
+    ) -> tuple[Lowered, ...]:
+        """The node that computes the same integers; ``names`` are those of the stored weight and bias."""
+        s_x = torch.tensor(x.scale, device=weight.device)
+        w, b, s_w = self.grids(weight, bias, s_x)
+        q_b = np.zeros(len(product.absolute_sum(w)), np.int32) if b is None else quantize(b, s_x * s_w, 32)
         attrs = {
-            **self.operator_attrs(x, out),
+            **product.attrs(tuple(weight.shape)),
             "data_bits": x.bits,
             "parameter_bits": self.parameter_bits,
             "o_bits": out.bits,
@@ -101,18 +103,73 @@ class WeightedInt(IntModule):
             "scale_w": float(s_w),
             "scale_o": out.scale,
         }
-        form = "f32" if peak < FLOAT32_EXACT else self.wide_form(q_w, x.bits)
-        form += "" if out.bits == 8 else f"_o{out.bits}"
-        params = {"weight": q_w, "bias": q_b}
+        peak = float(self.bound(product, w, s_w, b, s_x * s_w))
+        wide = product.wide_form(tuple(weight.shape), x.bits, self.parameter_bits)
+        form = ("f32" if peak < FLOAT32_EXACT else wide) + ("" if out.bits == 8 else f"_o{out.bits}")
         return (
             Lowered(
-                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, params=params, bits=out.bits, form=form
+                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, bits=out.bits, form=form, peak=peak,
+                params={"weight": quantize(w, s_w, self.parameter_bits), "bias": q_b}, names=names,
             ),
-        )
+        )  # fmt: skip
 
-    def wide_form(self, q_w: np.ndarray, data_bits: int) -> str:
-        """Name of the body that is exact beyond 2^24."""
-        return "f64"
+
+class WeightedInt(WeightedSum):
+    """Fixed-point twin of a layer with ``weight`` and ``bias``; the subclass says how to multiply."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def product(self) -> Product:
+        """The layer's own strides, pads and the like."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        return self.weighted_sum(self.product(), x, self.weight, self.bias)
+
+    @torch.no_grad()
+    def derived(self) -> dict[str, Tensor]:
+        s_w = self.grids(self.weight, self.bias, self.scale("x", self.data_bits))[2]
+        return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return self.nodes(self.product(), operands[0], out, self.weight, self.bias, {})
+
+
+class WeightedSite(WeightedSum, Site):
+    """The functional call of such a layer: weight and bias are parameters or buffers of the net, or computed from them.
+
+    Widths are those given to ``init``, as for the layer.
+    """
+
+    observed: ClassVar[tuple[str, ...]] = ("x", "o")
+
+    @classmethod
+    def takes(cls, x: Any, weight: Any = None, bias: Any = None, **call: Any) -> bool:
+        return all(constant_of(t) is not None for t in (weight, bias) if t is not None)
+
+    @staticmethod
+    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Product:
+        """What the call's other arguments say, for a weight of this shape."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **call: Any) -> Tensor:
+        return self.weighted_sum(self.product(tuple(weight.shape), call), x, weight, bias)
+
+    def weights_at(self, call: Mapping[Any, Any]) -> frozenset[int]:
+        return frozenset((1, 2))
+
+    def operand_bits(self, bits: Sequence[int]) -> int:
+        return self.data_bits
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        x, *held = operands
+        tensors = [o.tensor for o in held]
+        weight, bias = tensors[0], tensors[1] if len(tensors) > 1 else None
+        assert weight is not None
+        names = {key: o.name for key, o in zip(("weight", "bias"), held, strict=False) if o.name}
+        product = self.product(tuple(weight.shape), {k: v for k, v in call.items() if isinstance(k, str)})
+        return self.nodes(product, x, out, weight, bias, names)
 
 
 def on_grids(weight: Tensor, bias: Tensor | None, s_x: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -162,18 +219,21 @@ def split_text(source: str, prefix: str, pieces: int, width: int) -> str:
     return text + f"{prefix}{pieces - 1} = Cast <to: int = 1> ({rest})\n"
 
 
-def multiplier_text(double: bool = False) -> str:
+def multiplier_text(double: bool = False, second: str = "scale_w") -> str:
     """Statements for ``M`` = s_o / (s_x * s_w), exact because all are powers of two."""
-    text = constants(sx="@scale_x", sw="@scale_w", so="@scale_o") + "sxw = Mul (sx, sw)\n"
+    text = constants(sx="@scale_x", sw=f"@{second}", so="@scale_o") + "sxw = Mul (sx, sw)\n"
     return text + ("Mf = Div (so, sxw)\nM = Cast <to: int = 11> (Mf)\n" if double else "M = Div (so, sxw)\n")
 
 
-def result_text(accumulator: str, double: bool, bits: int) -> str:
-    """Equation (2) of an ``accumulator`` statement that is exact in float (or double); results above 16 bits need double."""
+def result_text(accumulator: str, double: bool, bits: int, second: str = "scale_w") -> str:
+    """Equation (2) of an ``accumulator`` statement that is exact in float (or double); results above 16 bits need double.
+
+    ``second``: the attribute that holds the second factor's scale.
+    """
     if double or bits <= 16:
-        return f"A = {accumulator}\n" + multiplier_text(double) + requant_text("A", "M", "Y", bits, double)
+        return f"A = {accumulator}\n" + multiplier_text(double, second) + requant_text("A", "M", "Y", bits, double)
     text = f"S = {accumulator}\nA = Cast <to: int = 11> (S)\n"
-    return text + multiplier_text(double=True) + requant_text("A", "M", "Y", bits, double=True)
+    return text + multiplier_text(True, second) + requant_text("A", "M", "Y", bits, double=True)
 
 
 def sum_body(form: str, product: str) -> tuple[str, str]:

@@ -3,76 +3,152 @@
     acc[n,o,p] = sum over c,k of x[n, c, p * stride + k * dilation - pad] * w[o, c, k] + b[o]          (1)
     out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                                            (2)
 
-Padding with zeros contributes 0 (``engine`` 3).
+Padding with zeros contributes 0 (``engine`` 3). ``F.conv1d`` and ``F.conv2d`` with parameters of the net are the same nodes;
+with a weight that the forward computes from its inputs they are float islands, since no chip has such a convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
 from linger.ops import pad
-from linger.ops._base import Op
-from linger.ops._case import Case
+from linger.ops._base import Composed, Op, Router
+from linger.ops._case import Case, Holder
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, requantize, split_form, sum_body
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """``Product`` of a convolution with these arguments. ``padding``: per axis, or "same"; ``mode``: what is padded with."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    mode: str = "zeros"
+
+    def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        function: Any = F.conv1d if weight.dim() == 3 else F.conv2d
+        padding: Any = self.padding
+        if self.mode != "zeros":
+            begins, ends = self.pads(tuple(weight.shape))
+            x, padding = (
+                F.pad(x, [v for pair in zip(begins[::-1], ends[::-1], strict=True) for v in pair], self.mode),
+                0,
+            )
+        return function(x, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-any-return]
+
+    def absolute_sum(self, weight: Tensor) -> Tensor:
+        return weight.abs().flatten(1).sum(1)
+
+    def pads(self, weight: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Begin and end of every axis."""
+        if self.padding != "same":
+            assert isinstance(self.padding, tuple)
+            return self.padding, self.padding
+        total = [d * (k - 1) for d, k in zip(self.dilation, weight[2:], strict=True)]
+        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+
+    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+        begins, ends = self.pads(weight)
+        return {
+            "dilations": self.dilation,
+            "group": self.groups,
+            "kernel_shape": weight[2:],
+            "pads": begins + ends if self.mode == "zeros" else (0,) * (2 * len(begins)),
+            "strides": self.stride,
+        }
+
+    def wide_form(self, weight: tuple[int, ...], data_bits: int, parameter_bits: int) -> str:
+        return split_form(math.prod(weight[1:]), data_bits, parameter_bits)
 
 
 class _ConvInt(WeightedInt):
-    padding_mode: str
-    rank: ClassVar[int]
-
-    def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined,no-any-return]
-
-    def pads(self) -> tuple[int, ...]:
-        """(begin of every axis, end of every axis), ONNX order."""
-        reversed_twice = self._reversed_padding_repeated_twice  # type: ignore[attr-defined]
-        return tuple(reversed_twice[-2::-2]) + tuple(reversed_twice[::-2])
-
-    def operator_attrs(self, x: Operand, out: Operand) -> dict[str, Any]:
-        return {
-            "dilations": tuple(self.dilation),  # type: ignore[arg-type]
-            "group": self.groups,
-            "kernel_shape": tuple(self.kernel_size),  # type: ignore[arg-type]
-            "pads": self.pads() if self.padding_mode == "zeros" else (0,) * (2 * self.rank),
-            "strides": tuple(self.stride),  # type: ignore[arg-type]
-        }
+    def product(self) -> Convolution:
+        m: Any = self
+        padding = (0,) * len(m.kernel_size) if m.padding == "valid" else m.padding
+        return Convolution(
+            stride=tuple(m.stride), padding=padding if padding == "same" else tuple(padding),
+            dilation=tuple(m.dilation), groups=m.groups, mode=m.padding_mode,
+        )  # fmt: skip
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        nodes = super().lower(operands, out, call)
-        if self.padding_mode == "zeros":
+        nodes, product = super().lower(operands, out, call), self.product()
+        if product.mode == "zeros":
             return nodes
-        first = pad.lowered(self.padding_mode, (0, 0), self.pads(), operands[0].bits)
-        (conv,) = nodes
-        chained = Lowered(
-            op_type=conv.op_type, inputs=("%0", *conv.inputs[1:]), attrs=conv.attrs, params=conv.params,
-            bits=conv.bits, form=conv.form,
-        )  # fmt: skip
-        return (first, chained)
-
-    def wide_form(self, q_w: np.ndarray, data_bits: int) -> str:
-        return split_form(int(np.prod(q_w.shape[1:])), data_bits, self.parameter_bits)
+        begins, ends = product.pads(tuple(self.weight.shape))
+        first = pad.lowered(product.mode, (0, 0), begins + ends, operands[0].bits)
+        return (first, replace(nodes[0], inputs=("%0", *nodes[0].inputs[1:])))
 
 
 class Conv1dInt(_ConvInt, nn.Conv1d):
     """``torch.nn.Conv1d`` in fixed point."""
 
     op_type = "Conv1dInt"
-    rank = 1
 
 
 class Conv2dInt(_ConvInt, nn.Conv2d):
     """``torch.nn.Conv2d`` in fixed point."""
 
     op_type = "Conv2dInt"
-    rank = 2
+
+
+class _ConvSite(WeightedSite):
+    @staticmethod
+    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Convolution:
+        rank = len(weight) - 2
+        padding = call.get("padding", 0)
+        return Convolution(
+            stride=each(call.get("stride", 1), rank),
+            padding=padding if padding == "same" else each(0 if padding == "valid" else padding, rank),
+            dilation=each(call.get("dilation", 1), rank),
+            groups=int(call.get("groups", 1)),
+        )
+
+
+class Conv1dSite(_ConvSite):
+    """``F.conv1d`` with a weight of the net."""
+
+    op_type = "Conv1dInt"
+
+
+class Conv2dSite(_ConvSite):
+    """``F.conv2d`` with a weight of the net."""
+
+    op_type = "Conv2dInt"
+
+
+def each(value: Any, rank: int) -> tuple[int, ...]:
+    """One number per axis, as PyTorch reads an argument of a convolution."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return tuple(int(v) for v in given * (rank // len(given)))
+
+
+def composed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, a convolution, in calls that have a fixed-point form; with a weight that is not the net's, in float."""
+
+    def conv(route: Router, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **call: Any) -> Tensor:
+        if x.dim() < weight.dim() and constant_of(weight) is not None:
+            batch: Tensor = conv(route, x.unsqueeze(0), weight, bias, *args, **call)
+            return batch.squeeze(0)
+        if bias is None or constant_of(weight) is None or constant_of(bias) is not None:
+            return route(function, x, weight, bias, *args, **call)  # type: ignore[no-any-return]
+        y: Tensor = route(function, x, weight, None, *args, **call)
+        return y + bias.reshape(-1, *[1] * (weight.dim() - 2))
+
+    return conv
 
 
 class _NormalizeConv(Normalized):
@@ -161,13 +237,42 @@ CASES = (
     _case("conv2d-reflect", 2, (8, 8), 2, 3, 3, padding=1, padding_mode="reflect"),
     _case("conv2d-replicate", 2, (6, 8), 2, 3, (3, 5), padding=(1, 2), padding_mode="replicate"),
     _case("conv2d-K4608", 2, (3, 4), 512, 3, 3, padding=1),
+    Case(
+        name="conv1d-function",
+        make=lambda: Holder(lambda x, w, b: F.conv1d(x, w, b, 2, padding=1, groups=2), (4, 3, 3), (4,)),
+        shapes=((2, 6, 17),),
+    ),
+    Case(
+        name="conv2d-function",
+        make=lambda: Holder(lambda x, w, b: F.conv2d(x, w, b, (2, 1), (0, 2), (1, 2)), (4, 2, 1, 5), (4,)),
+        shapes=((2, 2, 10, 13),),
+    ),
+    Case(
+        name="conv2d-function-same",
+        make=lambda: Holder(lambda x, w: F.conv2d(x, weight=w, padding="same", bias=None), (4, 3, 4, 3)),
+        shapes=((2, 3, 7, 8),),
+    ),
+    Case(
+        name="conv2d-function-K4608",
+        make=lambda: Holder(lambda x, w, b: F.conv2d(x, w, b, padding=[1]), (3, 512, 3, 3), (3,)),
+        shapes=((2, 512, 3, 4),),
+    ),
 )
+
+NAMES = ("weight", "bias", "stride", "padding", "dilation", "groups")
 
 OPS = (
     Op(name="Conv1dInt", run=run, body=body(1), real=real(), integer=Conv1dInt, floats=(nn.Conv1d,), normalized=NormalizeConv1d,
        aliases=("QConv1d",)),
     Op(name="Conv2dInt", run=run, body=body(2), real=real(), integer=Conv2dInt, floats=(nn.Conv2d,), normalized=NormalizeConv2d,
        aliases=("QConv2d", "QConvBN2d")),
+    Op(name="conv1d", run=run, body=body(1), real=real(), integer=Conv1dSite, site="conv1d", calls=(F.conv1d,),
+       names={F.conv1d: NAMES}),
+    Op(name="conv2d", run=run, body=body(2), real=real(), integer=Conv2dSite, site="conv2d", calls=(F.conv2d,),
+       names={F.conv2d: NAMES}),
 )  # fmt: skip
 
-__all__ = ["OPS", "Conv1dInt", "Conv2dInt", "NormalizeConv1d", "NormalizeConv2d", "run"]
+COMPOSED = {
+    F.conv1d: Composed(function=composed(F.conv1d), tag="conv1d", layer=True),
+    F.conv2d: Composed(function=composed(F.conv2d), tag="conv2d", layer=True),
+}

@@ -6,6 +6,9 @@ out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                         
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,41 +16,62 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
-from linger.ops._base import Op
-from linger.ops._case import Case
-from linger.ops._lowered import Operand
+from linger.ops._base import Composed, Op
+from linger.ops._case import Case, Holder
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, requantize, split_form
-from linger.ops.conv import body, real
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form
+from linger.ops.conv import body, composed, each, real
 
 
-class _ConvTransposeInt(WeightedInt):
+@dataclass(frozen=True, kw_only=True)
+class Transposed:
+    """``Product`` of a transposed convolution with these arguments, one number per axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
+    dilation: tuple[int, ...]
+
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _transposed(self, x, weight, bias)
+        function: Any = F.conv_transpose1d if weight.dim() == 3 else F.conv_transpose2d
+        return function(  # type: ignore[no-any-return]
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
 
     def absolute_sum(self, weight: Tensor) -> Tensor:
-        groups: int = self.groups  # type: ignore[assignment]
-        per_group = weight.abs().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        per_group = weight.abs().reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         return per_group.sum((1, 3)).flatten()
 
-    def operator_attrs(self, x: Operand, out: Operand) -> dict[str, Any]:
+    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
         return {
-            "dilations": tuple(self.dilation),  # type: ignore[arg-type]
+            "dilations": self.dilation,
             "group": self.groups,
-            "kernel_shape": tuple(self.kernel_size),  # type: ignore[arg-type]
-            "pads": tuple(self.padding) * 2,  # type: ignore[arg-type]
-            "strides": tuple(self.stride),  # type: ignore[arg-type]
-            "output_padding": tuple(self.output_padding),  # type: ignore[arg-type]
+            "kernel_shape": weight[2:],
+            "pads": self.padding * 2,
+            "strides": self.stride,
+            "output_padding": self.output_padding,
         }
 
-    def wide_form(self, q_w: np.ndarray, data_bits: int) -> str:
-        terms = q_w.size // q_w.shape[1] // self.groups  # type: ignore[operator]
-        return split_form(int(terms), data_bits, self.parameter_bits)
+    def wide_form(self, weight: tuple[int, ...], data_bits: int, parameter_bits: int) -> str:
+        return split_form(math.prod(weight) // weight[1] // self.groups, data_bits, parameter_bits)
+
+
+def _of(m: Any) -> Transposed:
+    """The arguments of a layer."""
+    return Transposed(
+        stride=tuple(m.stride), padding=tuple(m.padding), output_padding=tuple(m.output_padding), groups=m.groups,
+        dilation=tuple(m.dilation),
+    )  # fmt: skip
 
 
 def _transposed(m: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    function: Any = F.conv_transpose1d if weight.dim() == 3 else F.conv_transpose2d
-    return function(x, weight, bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation)  # type: ignore[no-any-return]
+    return _of(m).accumulate(x, weight, bias)
+
+
+class _ConvTransposeInt(WeightedInt):
+    def product(self) -> Transposed:
+        return _of(self)
 
 
 class ConvTranspose1dInt(_ConvTransposeInt, nn.ConvTranspose1d):
@@ -58,6 +82,27 @@ class ConvTranspose1dInt(_ConvTransposeInt, nn.ConvTranspose1d):
 
 class ConvTranspose2dInt(_ConvTransposeInt, nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` in fixed point."""
+
+    op_type = "ConvTranspose2dInt"
+
+
+class _ConvTransposeSite(WeightedSite):
+    @staticmethod
+    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Transposed:
+        rank = len(weight) - 2
+        names = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+        sizes = {name: each(call.get(name, default), rank) for name, default in names.items()}
+        return Transposed(groups=int(call.get("groups", 1)), **sizes)
+
+
+class ConvTranspose1dSite(_ConvTransposeSite):
+    """``F.conv_transpose1d`` with a weight of the net."""
+
+    op_type = "ConvTranspose1dInt"
+
+
+class ConvTranspose2dSite(_ConvTransposeSite):
+    """``F.conv_transpose2d`` with a weight of the net."""
 
     op_type = "ConvTranspose2dInt"
 
@@ -135,7 +180,19 @@ CASES = (
     ),
     _case("transposed2d-dilated", 2, (5, 5), 3, 2, 3, dilation=2, padding=1),
     _case("transposed2d-depthwise", 2, (5, 5), 4, 4, 3, groups=4, stride=2, bias=False),
+    Case(
+        name="transposed1d-function",
+        make=lambda: Holder(lambda x, w, b: F.conv_transpose1d(x, w, b, 2, 1, 1, groups=2), (4, 3, 3), (6,)),
+        shapes=((2, 4, 15),),
+    ),
+    Case(
+        name="transposed2d-function",
+        make=lambda: Holder(lambda x, w: F.conv_transpose2d(x, w, None, (2, 1), (1, 0), (1, 0), 1, 2), (3, 4, 3, 2)),
+        shapes=((2, 3, 5, 6),),
+    ),
 )
+
+NAMES = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 OPS = (
     Op(name="ConvTranspose1dInt", run=run, body=body(1, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
@@ -144,4 +201,13 @@ OPS = (
     Op(name="ConvTranspose2dInt", run=run, body=body(2, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
        integer=ConvTranspose2dInt,
        floats=(nn.ConvTranspose2d,), normalized=NormalizeConvTranspose2d, aliases=("QConvTranspose2d",)),
+    Op(name="conv_transpose1d", run=run, body=body(1, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
+       integer=ConvTranspose1dSite, site="conv_transpose1d", calls=(F.conv_transpose1d,), names={F.conv_transpose1d: NAMES}),
+    Op(name="conv_transpose2d", run=run, body=body(2, "ConvTranspose", _EXTRA), real=real("ConvTranspose", _EXTRA),
+       integer=ConvTranspose2dSite, site="conv_transpose2d", calls=(F.conv_transpose2d,), names={F.conv_transpose2d: NAMES}),
 )  # fmt: skip
+
+COMPOSED = {
+    F.conv_transpose1d: Composed(function=composed(F.conv_transpose1d), tag="conv_transpose1d", layer=True),
+    F.conv_transpose2d: Composed(function=composed(F.conv_transpose2d), tag="conv_transpose2d", layer=True),
+}
