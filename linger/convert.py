@@ -366,6 +366,8 @@ def _reason_to_stay(module: nn.Module) -> str:
         return op.integer.refuses(module)  # type: ignore[union-attr,no-any-return]
     if type(module) in (*FUSED.values(), *TRANSPARENT, *ROUTED) or isinstance(module, IntModule):
         return ""
+    if type(module).__module__.startswith("torch.nn.utils"):  # a parametrization: it computes a weight
+        return ""
     base = next((t for t in BY_FLOAT if isinstance(module, t)), None)
     if base is not None:  # whose forward calls F.linear or F.conv2d: that call has a fixed-point form
         return "" if _is_layer(base) else f", a subclass of {base.__name__}"

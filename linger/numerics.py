@@ -11,6 +11,7 @@ Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact i
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,11 +100,11 @@ def scalar_scale(value: float, bits: int = 8) -> float:
     Raises:
         LingerError: it is NaN or infinite.
     """
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         raise LingerError(
             f"found the number {value}, allowed are finite ones; use torch.where or a mask outside fixed point"
         )
-    return 2.0 ** int(np.floor(np.log2(levels(bits) / abs(value)))) if value else 2.0**bits
+    return 2.0 ** math.floor(math.log2(levels(bits) / abs(value))) if value else 2.0**bits
 
 
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values

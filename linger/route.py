@@ -42,11 +42,17 @@ from linger.trace import (
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
+# Calls that change their first operand, in a dict because ``torch.compile`` reads neither a function's name nor a large set.
+INPLACE: dict[Any, str] = {
+    getattr(owner, name): name
+    for owner in (T, torch, F)
+    for name in dir(owner)
+    if (name.endswith("_") and name[0] != "_") or name == "__setitem__"
+}
 
 
 def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
+    return bool(kwargs.get("inplace")) or func in INPLACE
 
 
 class Route(TorchFunctionMode):
@@ -65,15 +71,27 @@ class Route(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
             args, kwargs = first_positional(args, kwargs or {})
             made = COMPOSED.get(func)
-            if made is None or not self.composes(made, args, kwargs):
+            fixed = made is not None and self.composes(made, args, kwargs)
+            if made is None or not (fixed or (made.opaque and running_tape() is not None)):
                 return self.call(func, args, kwargs)
             if kwargs.pop("out", None) is not None:
                 raise LingerError(
                     f"{func.__name__} with out= has no fixed-point form; assign the result instead", self.path()
                 )
             args, kwargs = self.tagged(args), {k: self.tagged(v) for k, v in kwargs.items()}
-        with self:
-            return made.function(self.send, *args, **kwargs)
+        if fixed:
+            with self:
+                return made.function(self.send, *args, **kwargs)
+        return self.in_float(made, args, kwargs)
+
+    def in_float(self, made: Composed, args: Any, kwargs: Any) -> Any:
+        """A call that is in float, made of others because a file has no op for it."""
+        off, self.off = self.off, frozenset(SITES)
+        try:
+            with self:
+                return made.function(self.send, *args, **kwargs)
+        finally:
+            self.off = off
 
     def send(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """The call ``func`` that a composed one is made of, to its site."""
@@ -82,13 +100,12 @@ class Route(TorchFunctionMode):
 
     def composes(self, made: Composed, args: Any, kwargs: Any) -> bool:
         """Whether the calls that this one is made of are made instead."""
-        if made.tag not in self.off:
-            if _any_grid(args) or _any_grid(kwargs):
-                return True
-            held = (*args[1:], *kwargs.values()) if made.layer else ()
-            if any(has_parameter(constant_of(t)) for t in held if isinstance(t, Tensor)):
-                return True
-        return made.opaque and running_tape() is not None
+        if made.tag in self.off:
+            return False
+        if _any_grid(args) or _any_grid(kwargs):
+            return True
+        held = (*args[1:], *kwargs.values()) if made.layer else ()
+        return any(has_parameter(constant_of(t)) for t in held if isinstance(t, Tensor))
 
     def constant(self, x: Tensor) -> Constant | None:
         """What a plain tensor was computed from, if from parameters and buffers alone."""
@@ -118,7 +135,7 @@ class Route(TorchFunctionMode):
                 normal = self.normal(func, op.site, args, dict(kwargs))
                 if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
                     return self.site(func, op.site, *normal)
-        if gridded or running_tape() is not None or _symbolic.TRACING.get() is not None:
+        if gridded or running_tape() is not None or _symbolic.tracing() is not None:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
@@ -131,18 +148,21 @@ class Route(TorchFunctionMode):
         given = _tensors((*args, *kwargs.values()))
         if not given or func in RANDOM or _is_inplace(func, kwargs) or _drops(func, args, kwargs):
             return
-        found = [c for c in map(self.constant, given) if c is not None]
-        if len(found) < len(given):
-            return
-        behind = tuple({id(t): t for c in found for t in c.leaves}.values())
-        name = found[0].name if PASS.get(func) not in (None, "relu", "max_pool") else None
+        behind: tuple[Tensor, ...] = ()
+        for t in given:
+            found = self.constant(t)
+            if found is None:
+                return
+            behind += tuple(leaf for leaf in found.leaves if not any(leaf is b for b in behind))
+        first = self.constant(given[0])
+        name = first.name if first and PASS.get(func) not in (None, "relu", "max_pool") else None
         for t in _tensors(out):
             if not any(t is leaf for leaf in behind):
                 set_constant(t, Constant(behind, name if t.numel() == given[0].numel() else None))
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
-        if _symbolic.TRACING.get() is not None:
+        if _symbolic.tracing() is not None:
             if func in CASTS and gridded:
                 return args[0]
             if not _keeps_grid(func, args, kwargs):
@@ -301,8 +321,9 @@ def children(owner: nn.Module) -> dict[str, Any]:
 def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """The user's own forward. A Sequential that iterates over itself sees its layers and not its sites."""
     own = FORWARDS.get(type(module))
-    if own is not None and "function_bmm" not in module.__dict__.get("_linger_off", ()):
-        with Route(module) as mode:
+    if own is not None:
+        mode = Route(module)
+        with mode:
             return own(mode.send, module, *args, **kwargs)
     if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
         with Route(module):

@@ -46,8 +46,8 @@ PASS_INPLACE: dict[Callable[..., Any], str] = {T.relu_: "relu", torch.relu_: "re
 # Dropout scales what it keeps by 1 / (1 - p) in training; the others also shift it.
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
 ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
-RANDOM = {torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, T.bernoulli, torch.normal,
-    torch.poisson, torch.multinomial, T.multinomial}  # fmt: skip
+RANDOM = dict.fromkeys((torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, T.bernoulli, torch.normal,
+    torch.poisson, torch.multinomial, T.multinomial), "random")  # fmt: skip
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
 
@@ -127,7 +127,10 @@ class Tape:
                 f"{user_line()}: a tensor is read after it was changed in place through a view or another name of it; "
                 "make one of them a clone()"
             )
-        return self.values[id(t)]
+        found, constant = self.values[id(t)], constant_of(t)
+        if constant is not None and found.id in self.results:
+            set_constant(self.results[found.id], constant)  # it may have got a name since
+        return found
 
     def replaced(self, target: Tensor, by: Tensor) -> None:
         """``target`` was overwritten in place with the value of ``by``."""

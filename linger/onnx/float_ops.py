@@ -310,8 +310,8 @@ def masked(w: Writer, node: Node) -> ir.Value:
 
 
 def einsum(w: Writer, node: Node) -> ir.Value:
-    equation, *operands = node.args
-    operands = operands[0] if operands and isinstance(operands[0], (list, tuple)) else operands
+    equation, *given = node.args
+    operands: Sequence[Any] = given[0] if given and isinstance(given[0], (list, tuple)) else given
     if not isinstance(equation, str):
         raise LingerError(f"{node.name}: einsum with lists of axes cannot be exported; write the equation as a string")
     return emit(w, node, "Einsum", [w.plain(v) for v in operands], {"equation": equation})

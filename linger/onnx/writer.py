@@ -93,7 +93,10 @@ class Writer:
         if tensor is None:
             tensor = self.graph.results.get(v.id)
         if v.id not in self.known or tensor is None:
-            raise LingerError(f"operand {position} is a weight whose values depend on a dynamic axis; fix that axis")
+            raise LingerError(
+                f"operand {position} is a weight whose values depend on a dynamic axis; fix that axis, or make it an activation with "
+                "quant_tensor"
+            )
         return Operand(scale=1.0, bits=0, shape=v.shape, tensor=tensor, name=self.key(tensor))
 
     def integers(self, v: Value, module: IntModule, position: int, bits: int) -> tuple[ir.Value, Operand]:

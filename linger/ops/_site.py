@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -37,10 +38,11 @@ class Site(IntModule):
 
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
-        return max((g.bits for g in map(grid_of, operands) if g is not None), default=8)
+        grids = [grid_of(x) for x in operands]
+        return max([8, *[g.bits for g in grids if g is not None]])
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max((b for b in bits if b), default=8)
+        return max([8, *bits])
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
@@ -50,7 +52,7 @@ class Site(IntModule):
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
         scale = scalar_scale(float(x))
-        value = int(np.clip(np.floor(x * scale + 0.5), -128, 127)) / scale
+        value = min(max(math.floor(x * scale + 0.5), -128), 127) / scale
         reference = self.running("o")
         return reference.new_full((), value), reference.new_full((), scale)
 

@@ -71,6 +71,11 @@ def exporting() -> bool:
     return torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting()
 
 
+def tracing() -> Tracing | None:
+    """The trace that runs now; none while ``torch.compile`` traces, which cannot read context variables."""
+    return None if torch.compiler.is_compiling() and not exporting() else TRACING.get()
+
+
 def _spot(t: Tensor) -> Spot:
     grid = grid_of(t)
     held = grid is None and constant_of(t) is not None
@@ -118,11 +123,11 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
     Raises:
         LingerError: the net has not run in eval mode since it was trained, loaded or changed.
     """
-    tracing = TRACING.get()
-    if tracing is None:
+    current = TRACING.get()
+    if current is None:
         raise LingerError(f"torch.onnx.export of a lone {type(module).__name__}; export the net that holds it")
-    turn = tracing.turns.get(id(module), 0)
-    tracing.turns[id(module)] = turn + 1
+    turn = current.turns.get(id(module), 0)
+    current.turns[id(module)] = turn + 1
     calls: Sequence[Call] = module._calls
     if turn >= len(calls):
         raise LingerError("no eval forward to take the grids from; run the net once in eval mode, then export it")
@@ -139,12 +144,12 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
             for i, (s, t) in enumerate(zip(given, tensors, strict=True))
         ]
         steps = module.lower(tuple(operands), out, said)
-    taken = [_entered(t, o, tracing.target) for t, o in zip(tensors, operands, strict=True)]
+    taken = [_entered(t, o, current.target) for t, o in zip(tensors, operands, strict=True)]
     shape = _traced_shape(module, args, kwargs)
     made: list[Tensor] = []
     for i, step in enumerate(steps):
         size = shape if i == len(steps) - 1 else _inner_shape(steps, i, taken, shape)
-        made.append(_node(step, taken, made, size, tracing.target))
+        made.append(_node(step, taken, made, size, current.target))
     result = made[-1] if made else taken[0]
     return set_grid(result, Grid(out.scale, out.bits))  # type: ignore[arg-type]
 
@@ -187,14 +192,14 @@ def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
 
 def dequantized(tree: Any) -> Any:
     """Every traced integer tensor of the tree as floats, where the grid is dropped."""
-    tracing = TRACING.get()
+    current = TRACING.get()
 
     def plain(t: Tensor) -> Tensor:
         grid = grid_of(t)
-        if grid is None or tracing is None:
+        if grid is None or current is None:
             return t
         attrs = {"scale_o": grid.scale, "data_bits": grid.bits}
-        return symbol("Dequant", [t], attrs, 0, t.shape, tracing.target)
+        return symbol("Dequant", [t], attrs, 0, t.shape, current.target)
 
     return pytree.tree_map_only(Tensor, plain, tree)
 

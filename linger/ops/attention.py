@@ -13,6 +13,7 @@ returns are those after dropout, averaged by the chip's division.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,14 +39,14 @@ def attend(
     causal: bool,
     kept: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Equation (2) before the last layer: q (..., L, D), k (..., S, D), v (..., S, E) -> (..., L, E) and p (..., L, S)."""
-    scores = torch.matmul(q, k.mT)
+    """Equation (2) before the last layer: q (..., L, D), k (..., D, S), v (..., S, E) -> (..., L, E) and p (..., L, S)."""
+    scores = torch.matmul(q, k)
     for mask in masks:
         if grid_of(mask) is not None:
             scores = scores + mask
     masks = [mask for mask in masks if grid_of(mask) is None]
     if masks or causal:
-        scores = route(masked, scores, *masks, causal=causal, kept=kept)
+        scores = route(masked, scores, *masks, causal=causal, kept=kept, moved=True)
     p = F.softmax(scores, dim=-1)
     p = F.dropout(p, dropout) if dropout else p
     return torch.matmul(p, v), p
@@ -62,7 +63,7 @@ def scaled_dot_product(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     query = query if scale == 1 else query * scale
     masks = [] if attn_mask is None else [attn_mask]
-    return attend(route, query, key, value, masks, dropout_p, is_causal, kept=True)[0]
+    return attend(route, query, key.transpose(-2, -1), value, masks, dropout_p, is_causal, kept=True)[0]
 
 
 def repeated(x: Tensor, times: int) -> Tensor:
@@ -120,11 +121,12 @@ def multihead(
     if extra is not None:
         k, v = (torch.cat([x, more.expand(1, batch, -1)]) for x, more in zip((k, v), extra, strict=True))
         grown += 1
-    q, k, v = (
-        split(x, batch, heads) if given is None else given for x, given in zip((q, k, v), (None, *static), strict=True)
-    )
+    q, k, v = (x.reshape(x.shape[0], batch * heads, x.shape[-1] // heads) for x in (q, k, v))
+    q = q.transpose(0, 1)
+    k = k.permute(1, 2, 0) if static[0] is None else static[0].transpose(-2, -1)
+    v = v.transpose(0, 1) if static[1] is None else static[1]
     if zero:
-        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        k, v = F.pad(k, (0, 1)), F.pad(v, (0, 0, 0, 1))
         grown += 1
     if padding is not None:
         spread = padding.unsqueeze(1).unsqueeze(1).expand(batch, heads, 1, padding.shape[-1])
@@ -134,11 +136,6 @@ def multihead(
     out, p = attend(route, q, k, v, masks, dropout, causal)
     size = out.shape[-1] * heads
     return out.transpose(0, 1).reshape(length, batch, size), p.reshape(batch, heads, *p.shape[-2:])
-
-
-def split(x: Tensor, batch: int, heads: int) -> Tensor:
-    """(S, N, H * D) -> (N * H, S, D)"""
-    return x.reshape(x.shape[0], batch * heads, x.shape[-1] // heads).transpose(0, 1)
 
 
 def multi_head_attention_forward(
@@ -169,9 +166,13 @@ def module_forward(
     need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The forward of ``nn.MultiheadAttention``; never its fast path, which is one opaque call."""
+    """The forward of ``nn.MultiheadAttention``; never its fast path, which is one opaque call. Torch's own where it is in float."""
+    if "function_bmm" in module.__dict__.get("_linger_off", ()):
+        options = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        return nn.MultiheadAttention.forward(module, query, key, value, *options)
     turned = module.batch_first and query.dim() == 3
-    query, key, value = (x.transpose(0, 1) for x in (query, key, value)) if turned else (query, key, value)
+    if turned:
+        query, key, value = rows_first(query, key, value)
     separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     out, weights = whole(
         route, module.out_proj, query, key, value, module.num_heads, module.in_proj_weight, separate,
@@ -180,6 +181,13 @@ def module_forward(
         need_weights=need_weights, average=average_attn_weights, causal=is_causal,
     )  # fmt: skip
     return (out.transpose(0, 1) if turned else out), weights
+
+
+def rows_first(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, L, E) -> (L, N, E), once for what is the same tensor."""
+    q = query.transpose(0, 1)
+    k = q if key is query else key.transpose(0, 1)
+    return q, k, k if value is key else q if value is query else value.transpose(0, 1)
 
 
 def whole(
@@ -220,4 +228,4 @@ COMPOSED = {
         function=multi_head_attention_forward, tag="function_bmm", layer=True, opaque=True
     ),
 }
-FORWARDS = {nn.MultiheadAttention: module_forward}
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: module_forward}

@@ -69,7 +69,8 @@ class BmmSite(Site):
         weight = call.get("weight")
         bits = operands[1 - weight].bits if weight is not None else x.bits
         peak = accumulator(x.shape[-1], bits, bits if weight is None else self.held_bits(bits))
-        scales, inputs, params, names = [x.scale, y.scale], [0, 1], {}, {}
+        scales, params, names = [x.scale, y.scale], {}, {}
+        inputs: list[int | str] = [0, 1]
         if weight is not None:
             tensor = operands[weight].tensor
             assert tensor is not None

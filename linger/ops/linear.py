@@ -73,7 +73,7 @@ def linear(route: Router, x: Tensor, weight: Tensor, bias: Tensor | None = None)
         if bias is None or constant_of(bias) is not None:
             return route(F.linear, x, weight, bias)
         return route(F.linear, x, weight, None) + bias
-    y = torch.matmul(x, weight.mT if weight.dim() > 1 else weight)
+    y = torch.matmul(x, weight.transpose(-2, -1) if weight.dim() > 1 else weight)
     return y if bias is None else y + bias
 
 

@@ -1,14 +1,19 @@
 """Masked scores of attention: what must not be attended to goes to the lowest level of the grid, where softmax gives 0.
 
     hidden = a bool mask is true, or m = -2^15, or j > i for a causal one,   m = sat16(floor(mask * s_o + 1/2))     (1)
-    out = -2^(b-1) where hidden, else min(max(rsh(x, log2(s_x / s_o)) + sum of m, low), 2^(b-1) - 1)               (2)
-    s_o = min(s_x, 2^floor(log2(2^(b-1) / (R + D)))),  D = b ln 2 + 1/2,  R the running maximum of |x|             (3)
+    out = -2^(b-1) where hidden, else min(max(rsh(x, log2(s_x / s_o)) + sum of m + c, low), 2^(b-1) - 1)           (2)
+    s_o = min(s_x, 2^floor(log2(2^(b-1) / (R + D)))),  D = b ln 2 + 1,  R the running maximum of |x|             (3)
     low = -2^(b-1) + ceil(D * s_o) with bool and causal masks alone, -2^(b-1) with an additive one                 (4)
+    in attention:  s_o = min(s_x, 2^floor(log2((2^b - 1) / (2 R + D)))),  c = min(2^(b-1) - 1, 63 s_o) - ceil(R s_o) (5)
 
 A float mask of -inf (or -1e9) has no level. (3) keeps at least D between the lowest level and everything that was observed,
-and (4) holds it for what was not: exp(-D) is less than half a level of a softmax result of b bits, so a hidden entry gets
-exactly 0 as long as one entry of its row is not hidden. A row that is hidden as a whole becomes the uniform distribution
-(PyTorch gives NaN or 0 there). Scores have 8 or 16 bits; wider ones are narrowed to 16.
+and (4) holds it for what was not. A hidden entry's weight is then at most exp(-D) = 2^-b / e of the largest one of its row,
+which is less than half a level of any grid of b bits that holds the largest: it is exactly 0, as long as one entry of its
+row is not hidden. A row that is hidden as a whole becomes the uniform distribution (PyTorch gives NaN or 0 there). Scores
+have 8 or 16 bits; wider ones are narrowed to 16.
+
+The room D costs up to two bits of the scores. Softmax does not see a constant c, so attention moves all scores up until
+only the lower end has that room (5), which gives one bit back; 63 because a chip's softmax saturates its input at 64.
 
 No chip has this op.
 """
@@ -34,7 +39,9 @@ NEVER = -1e3  # masked_fill with this or less hides
 LOWEST = -(2.0**15)
 
 
-def masked(x: Tensor, *masks: Tensor, value: float | None = None, causal: bool = False, kept: bool = False) -> Tensor:
+def masked(
+    x: Tensor, *masks: Tensor, value: float | None = None, causal: bool = False, kept: bool = False, moved: bool = False
+) -> Tensor:
     """Scores x (..., L, S) with masks that broadcast to them: float ones are added, bool ones hide.
 
     Args:
@@ -43,6 +50,7 @@ def masked(x: Tensor, *masks: Tensor, value: float | None = None, causal: bool =
         value: of masked_fill; whatever it is, the entry is hidden.
         causal: hide the entries j > i.
         kept: bool masks are true where an entry stays.
+        moved: only softmax reads the result, so that a constant may be added.
     """
     for mask in masks:
         hides = mask.dtype == torch.bool
@@ -86,7 +94,7 @@ class MaskSite(Site):
 
     def forward(
         self, x: Tensor, *masks: Tensor, mask: Tensor | None = None, value: float | None = None, causal: bool = False,
-        kept: bool = False,
+        kept: bool = False, moved: bool = False,
     ) -> Tensor:  # fmt: skip
         masks = masks if mask is None else (mask,)
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
@@ -94,18 +102,33 @@ class MaskSite(Site):
         bools = [~m if kept else m for m in masks if m.dtype == torch.bool] + ([later(x)] if causal else [])
         floats = [m.float() for m in masks if m.dtype != torch.bool]
         self.observe("o", self.attended(x, bools, floats))
-        scale = torch.minimum(s_x, pow2_floor(2.0 ** (bits - 1) / (self.running("o") + margin(bits))))
-        q, moved = torch.floor(x.detach() * scale + 0.5), x
+        scale = torch.minimum(s_x, self.room(bits, moved))
+        q, ideal = torch.floor(x.detach() * scale + 0.5), x
         for m in floats:
             level = torch.floor(m.detach() * scale + 0.5).clamp(LOWEST, -LOWEST - 1)
             bools = [*bools, level == LOWEST]
-            q, moved = q + level, moved + m.clamp_min(-torch.finfo(m.dtype).max)
-        low = lowest(scale.double(), bits) if not floats else scale.new_full((), -(2.0 ** (bits - 1)))
-        y = torch.maximum(q, low.float()).clamp_max(levels(bits))
+            q, ideal = q + level, ideal + m.clamp_min(-torch.finfo(m.dtype).max)
+        low, offset = self.limits(scale, bits, bool(floats), moved)
+        q = q + offset
+        y = torch.maximum(q, low).clamp_max(levels(bits))
         keep = y == q
         for hidden in bools:
             y, keep = torch.where(hidden, -(2.0 ** (bits - 1)), y), keep & ~hidden
-        return set_grid(_Passed.apply(moved, y, scale, keep), Grid(scale, bits))
+        return set_grid(_Passed.apply(ideal, y, scale, keep), Grid(scale, bits))
+
+    def room(self, bits: int, moved: bool) -> Tensor:
+        """The finest scale of equation (3), or (5)."""
+        peak = self.running("o")
+        if moved:
+            return pow2_floor((2.0**bits - 1) / (2 * peak + margin(bits)))
+        return pow2_floor(2.0 ** (bits - 1) / (peak + margin(bits)))
+
+    def limits(self, scale: Tensor, bits: int, added: bool, moved: bool) -> tuple[Tensor, Tensor]:
+        """``low`` of equation (4) and c of equation (5), in levels."""
+        least = -(2.0 ** (bits - 1))
+        low = scale.new_full((), least) if added else (torch.ceil(scale.double() * margin(bits)) + least).float()
+        offset = (63 * scale).clamp_max(levels(bits)).floor() - torch.ceil(self.running("o") * scale)
+        return low, offset.clamp_min(0) if moved else torch.zeros_like(offset)
 
     def attended(self, x: Tensor, bools: Sequence[Tensor], floats: Sequence[Tensor]) -> Tensor:
         """What the grid must hold: no hidden entries, and no negative mask, which only moves towards them."""
@@ -121,33 +144,29 @@ class MaskSite(Site):
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x, bits, kept = operands[0], out.bits, bool(call.get("kept", False))
         kinds = "".join("f" if o.dtype != torch.bool else "k" if kept else "b" for o in operands[1:])
-        low = -(2 ** (bits - 1)) if "f" in kinds else int(lowest(torch.tensor(out.scale, dtype=torch.float64), bits))
+        scale = torch.tensor(out.scale, device=self.running("o").device)
+        low, offset = self.limits(scale, bits, "f" in kinds, bool(call.get("moved", False)))
         attrs = {
-            "scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": bits, "low": low,
-            "masks": kinds, "causal": int(bool(call.get("causal", False))),
+            "scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": bits, "low": int(low),
+            "offset": int(offset), "masks": kinds, "causal": int(bool(call.get("causal", False))),
         }  # fmt: skip
-        form = f"{bits} {low} {kinds or '-'} {'causal' if attrs['causal'] else ''}".strip()
+        form = f"{bits} {kinds or '-'} {'causal' if attrs['causal'] else ''}".strip()
         inputs = tuple(range(len(operands)))
         return (Lowered(op_type=self.op_type, inputs=inputs, attrs=attrs, bits=bits, form=form),)
 
 
 def margin(bits: int) -> float:
     """D of equation (3)."""
-    return bits * math.log(2) + 0.5
-
-
-def lowest(scale: Tensor, bits: int) -> Tensor:
-    """Equation (4) without an additive mask, in float64."""
-    return torch.ceil(scale * margin(bits)) - 2.0 ** (bits - 1)
+    return bits * math.log(2) + 1
 
 
 def run(
-    x: np.ndarray, *given: np.ndarray, scale_x: float, scale_o: float, low: int, masks: str = "", causal: int = 0,
-    o_bits: int = 0, **_: Any,
+    x: np.ndarray, *given: np.ndarray, scale_x: float, scale_o: float, low: int, offset: int = 0, masks: str = "",
+    causal: int = 0, o_bits: int = 0, **_: Any,
 ) -> np.ndarray:  # fmt: skip
     """x (..., L, S) integers, masks bool or float32 -> the same shape; equations (1), (2)."""
     bits = o_bits or 8 * x.dtype.itemsize
-    q = shift_round(x, exponent(scale_x) - exponent(scale_o))
+    q = shift_round(x, exponent(scale_x) - exponent(scale_o)) + offset
     hidden = np.zeros(x.shape, bool)
     for mask, kind in zip(given, masks, strict=True):
         if kind == "f":
@@ -163,13 +182,17 @@ def run(
 
 
 def body(form: str, opset: int) -> tuple[str, str]:
-    size, low, kinds, *causal = form.split(" ")
+    size, kinds, *causal = form.split(" ")
     bits, kinds = int(size), kinds.strip("-")
-    text = constants(
-        sx="@scale_x", so="@scale_o", half="float {0.5}", low=f"float {{{low}}}", top=f"float {{{levels(bits)}}}",
+    text = "".join(
+        f"{n}i = Constant <value_int: int = @{n}> ()\n{n} = Cast <to: int = 1> ({n}i)\n" for n in ("low", "offset")
+    )
+    text += constants(
+        sx="@scale_x", so="@scale_o", half="float {0.5}", top=f"float {{{levels(bits)}}}",
         hid=f"float {{{-(2 ** (bits - 1))}}}", ml=f"float {{{LOWEST}}}", mh=f"float {{{-LOWEST - 1}}}",
     )  # fmt: skip
-    text += "M = Div (so, sx)\nXf = Cast <to: int = 1> (X)\nXm = Mul (Xf, M)\nXh = Add (Xm, half)\nq = Floor (Xh)\n"
+    text += "M = Div (so, sx)\nXf = Cast <to: int = 1> (X)\nXm = Mul (Xf, M)\nXh = Add (Xm, half)\n"
+    text += "xq = Floor (Xh)\nq = Add (xq, offset)\n"
     total, hidden = "q", []
     for i, kind in enumerate(kinds):
         if kind == "f":
@@ -199,11 +222,11 @@ def later_text() -> str:
 
 def real(form: str, opset: int) -> str:
     """On floats, hidden entries at the lowest level."""
-    size, _, kinds, *causal = form.split(" ")
+    size, kinds, *causal = form.split(" ")
     text = constants(so="@scale_o", hidden=f"float {{{-(2.0 ** (int(size) - 1))}}}", ml="float {-1e4}")
-    text += "hid = Div (hidden, so)\n"
-    text += later_text() if causal else ""
-    total = "X"
+    text += "hid = Div (hidden, so)\noffi = Constant <value_int: int = @offset> ()\noff = Cast <to: int = 1> (offi)\n"
+    text += "by = Div (off, so)\nv = Add (X, by)\n" + (later_text() if causal else "")
+    total = "v"
     for i, kind in enumerate(kinds.strip("-")):
         if kind == "f":
             text += f"g{i} = Max (M{i}, ml)\nv{i} = Add ({total}, g{i})\n"

@@ -29,14 +29,14 @@ def matmul(route: Router, x: Tensor, y: Tensor) -> Tensor:
         return torch.matmul(x, y.unsqueeze(1)).squeeze(-1)
     held = [constant_of(t) is not None for t in (x, y)]
     if held == [False, True] and y.dim() == 2:
-        return F.linear(x, y.mT)
+        return F.linear(x, y.transpose(-2, -1))
     weight = held.index(True) if held.count(True) == 1 else None
     if x.dim() > 3 and x.shape[:-2] == y.shape[:-2]:
         merged: Tensor = route(product, x.flatten(0, -3), y.flatten(0, -3), weight=weight)
-        return merged.unflatten(0, x.shape[:-2])
+        return merged.reshape(*x.shape[:-1], y.shape[-1])
     if x.dim() > 2 and y.dim() == 2:
         rows: Tensor = route(product, x.flatten(0, -2), y, weight=weight)
-        return rows.unflatten(0, x.shape[:-1])
+        return rows.reshape(*x.shape[:-1], y.shape[-1])
     return route(product, x, y, weight=weight)  # type: ignore[no-any-return]
 
 
@@ -58,7 +58,7 @@ def swapped(route: Router, x: Tensor, y: Tensor) -> Tensor:
 def added(route: Router, bias: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * bias + alpha * x @ y``: one linear layer where bias and y are parameters of that shape."""
     if constant_of(bias) is not None and constant_of(y) is not None and y.dim() == 2 and bias.shape == y.shape[1:]:
-        return F.linear(x, (y if alpha == 1 else y * alpha).mT, bias if beta == 1 else bias * beta)
+        return F.linear(x, (y if alpha == 1 else y * alpha).transpose(-2, -1), bias if beta == 1 else bias * beta)
     z = torch.matmul(x, y)
     z = z if alpha == 1 else z * alpha
     return z if beta == 0 else (bias if beta == 1 else bias * beta) + z
@@ -74,9 +74,11 @@ def inner(route: Router, x: Tensor, y: Tensor) -> Tensor:
     if x.dim() == 0 or y.dim() == 0:
         return x * y
     if y.dim() <= 2:
-        return torch.matmul(x, y.mT if y.dim() == 2 else y)
+        return torch.matmul(x, y.transpose(-2, -1) if y.dim() == 2 else y)
     size = y.shape[-1]
-    return torch.matmul(x.reshape(-1, size), y.reshape(-1, size).mT).reshape(*x.shape[:-1], *y.shape[:-1])
+    return torch.matmul(x.reshape(-1, size), y.reshape(-1, size).transpose(-2, -1)).reshape(
+        *x.shape[:-1], *y.shape[:-1]
+    )
 
 
 def vecdot(route: Router, x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
@@ -90,7 +92,7 @@ def chained(route: Router, first: Any, *more: Tensor) -> Tensor:
     return functools.reduce(torch.matmul, (first, *more) if isinstance(first, Tensor) else first)
 
 
-_TWO = {
+_TWO: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {
     matmul: (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.mv,
              Tensor.mv, torch.dot, Tensor.dot, torch.vdot, Tensor.vdot, torch.linalg.matmul),
     swapped: (Tensor.__rmatmul__,),
@@ -98,7 +100,7 @@ _TWO = {
     inner: (torch.inner, Tensor.inner),
     vecdot: (torch.linalg.vecdot,),
 }  # fmt: skip
-_MORE = {
+_MORE: dict[Callable[..., Any], tuple[Callable[..., Any], ...]] = {
     added: (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm, torch.addmv, Tensor.addmv),
     chained: (torch.linalg.multi_dot, torch.chain_matmul),
 }

@@ -9,8 +9,8 @@ The direction in (3) is the sign of the error of the chip's 29-bit reciprocal of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,15 @@ from linger.ops._site import Site
 from linger.ops._weighted import split_text
 
 
-@cache
 def ties_away(k: int) -> bool:
     """Whether ties of a division by ``k`` round away from zero: 29-bit Newton reciprocal of ``engine`` 3, D(x, y, s)."""
     n = (k - 1).bit_length()
     y = k / 2**n
-    r = np.floor(2**29 / (np.floor(32 * y) / 32) + 0.5) / 2**29
+    r = math.floor(2**29 / (math.floor(32 * y) / 32) + 0.5) / 2**29
     for _ in range(3):
-        t = np.floor((2 - y * r) * 2**30 + 0.5) / 2**30
-        r = np.floor(t * r * 2**29 + 0.5) / 2**29
-    return bool(int(r * 2**29) * k > 2 ** (29 + n))
+        t = math.floor((2 - y * r) * 2**30 + 0.5) / 2**30
+        r = math.floor(t * r * 2**29 + 0.5) / 2**29
+    return int(r * 2**29) * k > 2 ** (29 + n)
 
 
 def _pair(v: Any, rank: int) -> tuple[int, ...]:
@@ -92,7 +91,7 @@ def pool_node(x: Operand, kernel: tuple[int, ...], stride: tuple[int, ...], padd
         "scale_x": x.scale,
         "scale_o": x.scale,
     }
-    area = int(np.prod(kernel))
+    area = math.prod(kernel)
     form = f"r{len(kernel)}k{area}" + ("" if x.bits == 8 else f"_o{x.bits}")
     return Lowered(op_type=f"AvgPool{len(kernel)}dInt", inputs=(0,), attrs=attrs, bits=x.bits, form=form)
 
@@ -107,7 +106,7 @@ def divided(total: Tensor, k: int) -> Tensor:
 def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any) -> Tensor:
     """Equation (1) on a tensor whose grid is ``scale``; the gradient is that of the float average."""
     pool: Any = F.avg_pool2d if len(kernel) == 2 else F.avg_pool1d
-    area = int(np.prod(kernel))
+    area = math.prod(kernel)
     mean = pool(x.double() if bits > 8 or area > 2**12 else x, kernel, stride, padding)
     total = torch.round(mean.detach().double() * (scale.double() * area))
     return straight_through(mean, divided(total, area), scale, bits).float()

@@ -76,7 +76,7 @@ class MeanSite(_ReduceSite):
         dims = _dims(x.dim(), dim)
         mean = x.mean(dims, keepdim)
         total = torch.round(x.detach().double().sum(dims, keepdim) * scale.double())
-        area = int(np.prod([x.shape[d] for d in dims]))
+        area = math.prod([x.shape[d] for d in dims])
         return set_grid(straight_through(mean, divided(total, area), scale.double(), bits), Grid(scale, bits))
 
     def nodes(self, x: Operand, out: Operand, dims: tuple[int, ...], keepdim: bool) -> tuple[Lowered, ...]:

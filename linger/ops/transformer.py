@@ -6,6 +6,7 @@ An encoder of torch's looks at the values of its masks, may turn its input into 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def decoder(
 
 
 OPS = ()
-FORWARDS = {
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     nn.TransformerEncoder: encoder, nn.TransformerEncoderLayer: encoder_layer, nn.TransformerDecoder: decoder,
 }  # fmt: skip
 CONTAINERS = (nn.TransformerDecoderLayer, nn.Transformer)
