@@ -13,10 +13,9 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
-from linger.ops import BY_FLOAT, ROUTED, IntModule
+from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.route import make_site, route
@@ -311,7 +310,7 @@ def init(
                     steps.append((module, _integer(module, given, device)))
             elif reason:
                 left.append((name, f"{type(module).__name__}{reason}"))
-            elif _is_layer(type(module)):
+            elif type(module) in LAYERS:
                 floats.add(module)
         sample = net.__dict__.pop("_linger_sample", None)
         plan, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
@@ -370,14 +369,8 @@ def _reason_to_stay(module: nn.Module) -> str:
         return ""
     base = next((t for t in BY_FLOAT if isinstance(module, t)), None)
     if base is not None:  # whose forward calls F.linear or F.conv2d: that call has a fixed-point form
-        return "" if _is_layer(base) else f", a subclass of {base.__name__}"
+        return "" if base in LAYERS else f", a subclass of {base.__name__}"
     return " has no fixed-point form" if is_leaf(module) and not list(module.children()) else ""
-
-
-def _is_layer(kind: type[nn.Module]) -> bool:
-    """Whether its product is also a call of its own, ``F.linear`` or a convolution."""
-    op = BY_FLOAT.get(kind)
-    return op is not None and op.integer is not None and issubclass(op.integer, WeightedInt)
 
 
 def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | None) -> Callable[[], nn.Module]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from linger.constants import Constants
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
 from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
-from linger.ops._constant import Constant, constant_of, has_parameter, set_constant
+from linger.ops._constant import constant_of, has_parameter
 from linger.targets import target as find_target
 from linger.trace import (
     ALPHA_DROPOUTS,
@@ -31,9 +32,10 @@ from linger.trace import (
     PASS,
     PASS_INPLACE,
     QUERIES,
-    RANDOM,
     T,
+    dropout_rate,
     first_positional,
+    is_inplace,
     running_tape,
     tensors_of,
     user_line,
@@ -42,17 +44,6 @@ from linger.trace import (
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
-# Calls that change their first operand, in a dict because ``torch.compile`` reads neither a function's name nor a large set.
-INPLACE: dict[Any, str] = {
-    getattr(owner, name): name
-    for owner in (T, torch, F)
-    for name in dir(owner)
-    if (name.endswith("_") and name[0] != "_") or name == "__setitem__"
-}
-
-
-def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    return bool(kwargs.get("inplace")) or func in INPLACE
 
 
 class Route(TorchFunctionMode):
@@ -63,7 +54,7 @@ class Route(TorchFunctionMode):
         self.owner = owner
         self.count: dict[str, int] = {}
         self.off: frozenset[str] = owner.__dict__.get("_linger_off", frozenset())
-        self.buffers: list[Tensor] | None = None
+        self.constants = Constants(owner)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
@@ -78,7 +69,7 @@ class Route(TorchFunctionMode):
                 raise LingerError(
                     f"{func.__name__} with out= has no fixed-point form; assign the result instead", self.path()
                 )
-            args, kwargs = self.tagged(args), {k: self.tagged(v) for k, v in kwargs.items()}
+            args, kwargs = self.constants.tagged(args), {k: self.constants.tagged(v) for k, v in kwargs.items()}
         if fixed:
             with self:
                 return made.function(self.send, *args, **kwargs)
@@ -107,23 +98,6 @@ class Route(TorchFunctionMode):
         held = (*args[1:], *kwargs.values()) if made.layer else ()
         return any(has_parameter(constant_of(t)) for t in held if isinstance(t, Tensor))
 
-    def constant(self, x: Tensor) -> Constant | None:
-        """What a plain tensor was computed from, if from parameters and buffers alone."""
-        found = constant_of(x)
-        if found is not None or grid_of(x) is not None:
-            return found
-        if self.buffers is None:
-            inside = (m for m in self.owner.modules() if not isinstance(m, IntModule))
-            self.buffers = [b for m in inside for b in m._buffers.values() if b is not None]
-        return Constant((x,)) if any(x is b for b in self.buffers) else None
-
-    def tagged(self, tree: Any) -> Any:
-        """The tree with every buffer of the net in it as a tagged alias."""
-        if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
-            return type(tree)(self.tagged(v) for v in tree)
-        found = self.constant(tree) if isinstance(tree, Tensor) and constant_of(tree) is None else None
-        return tree if found is None else set_constant(tree.detach(), found)
-
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
@@ -138,27 +112,10 @@ class Route(TorchFunctionMode):
         if gridded or running_tape() is not None or _symbolic.tracing() is not None:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
-        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+        if isinstance(first, Tensor) and is_inplace(func, kwargs):
             set_grid(first, None)
-        self.mark(out, func, args, kwargs)
+        self.constants.mark(out, func, args, kwargs)
         return out
-
-    def mark(self, out: Any, func: Any, args: Any, kwargs: Any) -> None:
-        """Tag the result of a call on parameters and buffers alone with what it was computed from."""
-        given = _tensors((*args, *kwargs.values()))
-        if not given or func in RANDOM or _is_inplace(func, kwargs) or _drops(func, args, kwargs):
-            return
-        behind: tuple[Tensor, ...] = ()
-        for t in given:
-            found = self.constant(t)
-            if found is None:
-                return
-            behind += tuple(leaf for leaf in found.leaves if not any(leaf is b for b in behind))
-        first = self.constant(given[0])
-        name = first.name if first and PASS.get(func) not in (None, "relu", "max_pool") else None
-        for t in _tensors(out):
-            if not any(t is leaf for leaf in behind):
-                set_constant(t, Constant(behind, name if t.numel() == given[0].numel() else None))
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
@@ -173,8 +130,8 @@ class Route(TorchFunctionMode):
         grid = grid_of(first) if isinstance(first, Tensor) else None
         out = func(*args, **kwargs)
         if not gridded:
-            self.mark(out, func, args, kwargs)
-        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+            self.constants.mark(out, func, args, kwargs)
+        if isinstance(first, Tensor) and is_inplace(func, kwargs):
             set_grid(first, None)
             if tape is not None and not tensors_of(out):
                 raise LingerError(
@@ -184,7 +141,7 @@ class Route(TorchFunctionMode):
             for t in out if isinstance(out, (tuple, list)) else (out,):
                 set_grid(t, grid if t.dtype == first.dtype else None)
         elif grid is not None and func in DROPOUTS:
-            out = _dropped(out, grid, _dropout_rate(args, kwargs))
+            out = _dropped(out, grid, dropout_rate(args, kwargs))
         if tape is not None and encoded is not None and tensors_of(out):
             tape.call(func, *encoded, out)
         return out
@@ -199,7 +156,7 @@ class Route(TorchFunctionMode):
         child = children(self.owner).get(name)
         if child is None:
             child = make_site(self.owner, tag, name)
-        inplace = _is_inplace(func, kwargs)
+        inplace = is_inplace(func, kwargs)
         kwargs.pop("inplace", None)
         out = child(*args) if not kwargs else child(*args, **kwargs)
         if inplace:
@@ -248,28 +205,10 @@ def _any_grid(tree: Any) -> bool:
     return isinstance(tree, dict) and any(_any_grid(t) for t in tree.values())
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    """Every tensor of nested lists and tuples."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [t for v in tree for t in _tensors(v)] if isinstance(tree, (list, tuple)) else []
-
-
 def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
     if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
         return True
-    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not _dropout_rate(args, kwargs)
-
-
-def _drops(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether this is an active dropout."""
-    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and _dropout_rate(args, kwargs) > 0
-
-
-def _dropout_rate(args: Any, kwargs: Any) -> float:
-    """p of a dropout that is active, 0 of one that is not."""
-    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
+    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not dropout_rate(args, kwargs)
 
 
 def _pads_zero(func: Any, args: Any, kwargs: Any) -> bool:
@@ -341,6 +280,9 @@ def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
 def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
     if torch.compiler.is_compiling() and not _symbolic.exporting():
+        if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+            # also what torch.onnx.export tries after our own error: it would write something else than the net's integers
+            raise RuntimeError("torch.export with strict=True cannot trace a converted net; use strict=False")
         return _forward(module, args, kwargs)
     root = "_linger_routed" in module.__dict__
     try:

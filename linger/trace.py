@@ -48,6 +48,13 @@ DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
 ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
 RANDOM = dict.fromkeys((torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, T.bernoulli, torch.normal,
     torch.poisson, torch.multinomial, T.multinomial), "random")  # fmt: skip
+# Calls that change their first operand, in a dict because ``torch.compile`` reads neither a function's name nor a large set.
+INPLACE: dict[Any, str] = {
+    getattr(owner, name): name
+    for owner in (T, torch, F)
+    for name in dir(owner)
+    if (name.endswith("_") and name[0] != "_") or name == "__setitem__"
+}
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
 
@@ -165,6 +172,17 @@ class Tape:
         node = self.nodes[-1]
         if all(v.id in self.constants or v.id in self.results for v in node.inputs()):
             self.results.update({v.id: _kept(t) for v, t in zip(node.outputs, tensors_of(out), strict=True)})
+
+
+def is_inplace(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes its first operand."""
+    return bool(kwargs.get("inplace")) or func in INPLACE
+
+
+def dropout_rate(args: Any, kwargs: Any) -> float:
+    """p of a dropout that is active, 0 of one that is not."""
+    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
 
 
 def first_positional(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -34,6 +34,7 @@ from linger.ops import (
 from linger.ops._base import Composed, IntModule, Op
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._weighted import WeightedInt
 
 MODULES = (
     quant,
@@ -70,6 +71,9 @@ for _op in ROWS:
         if _cls in BY_FLOAT:
             raise ImportError(f"{_cls.__name__} belongs to {BY_FLOAT[_cls].name} and to {_op.name}")
         BY_FLOAT[_cls] = _op
+LAYERS: frozenset[type[nn.Module]] = frozenset(  # whose product is also a call of its own: F.linear, a convolution
+    cls for op in ROWS for cls in op.floats if op.integer is not None and issubclass(op.integer, WeightedInt)
+)
 SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {**attention.FORWARDS, **transformer.FORWARDS}
 CONTAINERS: frozenset[type[nn.Module]] = frozenset((*FORWARDS, *transformer.CONTAINERS))
@@ -87,6 +91,7 @@ __all__ = [
     "COMPOSED",
     "CONTAINERS",
     "FORWARDS",
+    "LAYERS",
     "ROUTED",
     "ROWS",
     "SITES",

@@ -49,6 +49,10 @@ class Site(IntModule):
         if isinstance(x, Tensor):
             grid = grid_of(x)
             if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
+                if torch.compiler.is_compiling():
+                    raise RuntimeError(
+                        "an operand has lost its grid: torch.compile hides properties such as x.T and x.mT; use x.transpose(-2, -1)"
+                    )
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
         scale = scalar_scale(float(x))
