@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from calls import DIALECTS, Calls, assert_equal, export, islands, ops, samples, stored, trained
@@ -143,6 +144,13 @@ def test_buffer_is_a_weight_next_to_a_grid(tmp_path: Path) -> None:
     model = export(net, samples(((2, 8),)), tmp_path / "net.onnx")
     assert ops(model) == ["LinearInt"]
     assert "table" in stored(model)
+
+
+def test_a_weight_that_an_input_took_part_in_is_an_activation(tmp_path: Path) -> None:
+    inputs = samples(((2, 8),))
+    net = trained(Calls(lambda n, x: F.linear(x, n.w0 * torch.sin(x)[:1]), (5, 8)), inputs)
+    assert set(islands(net, inputs, tmp_path / "net.onnx", batch=False)) == {"sin", "iqmul"}
+    assert "BmmInt" in ops(onnx.load(tmp_path / "net.onnx"))
 
 
 def test_plain_input(tmp_path: Path) -> None:
