@@ -1,20 +1,18 @@
 """linger: float PyTorch networks into fixed point, trained, exported and run with the same integers everywhere."""
 
 from linger import onnx, runtime, settings
+from linger._version import VERSION as __version__
 from linger.convert import (
-    DefaultNormalizeIntXModule,
     DefaultQuantIntXOP,
-    disable_normalize,
     disable_quant,
     init,
-    normalize_layers,
-    normalize_module,
     quant_module,
     quant_module_by_type,
     quant_tensor,
 )
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
+from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
 from linger.ops.cat import CatSite as iqCatLayer
 from linger.ops.conv import Conv1dInt, Conv2dInt, NormalizeConv1d, NormalizeConv2d
@@ -62,7 +60,6 @@ from linger.settings import (
 )
 from linger.verify import verify
 
-__version__ = "2.0.0"
 BatchNormInt = BatchNorm2dInt
 
 __all__ = [
@@ -113,6 +110,7 @@ __all__ = [
     "SetIQTensorTanh",
     "SetIQTensorVar",
     "SetPlatFormQuant",
+    "__version__",
     "config",
     "disable_normalize",
     "disable_quant",
