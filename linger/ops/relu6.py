@@ -13,23 +13,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linger.numerics import Grid, int_dtype, levels, set_grid
+from linger.numerics import Grid, fake_quant, int_dtype, quantize_number, set_grid
 from linger.ops._base import ONNX_INT, IntModule, Op, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
 
+class _Clip(torch.autograd.Function):
+    """min(max(x, 0), top), with ReLU6's gradient: zero at 0 and at 6 too, where values on a grid often are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: Tensor) -> Tensor:
+        y = torch.minimum(x.clamp_min(0), top)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return torch.where((y > 0) & (y < 6), grads[0], 0), None
+
+
 def clipped(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Equation (1); the gradient is that of ReLU6."""
-    top = torch.floor(6 * scale + 0.5).clamp_max(levels(bits)) / scale
-    return set_grid(torch.minimum(x.clamp_min(0), top), Grid(scale, bits))
+    top = fake_quant(scale.new_full((), 6.0), scale, bits)
+    return set_grid(_Clip.apply(x, top), Grid(scale, bits))
 
 
 class _ClipInt(IntModule):
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x = operands[0]
-        top = min(int(np.floor(6 * x.scale + 0.5)), levels(x.bits))
+        top = quantize_number(6, x.scale, x.bits)
         params = {"min_thresh": np.array(0, int_dtype(x.bits)), "max_thresh": np.array(top, int_dtype(x.bits))}
         return (
             Lowered(

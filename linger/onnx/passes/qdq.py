@@ -1,7 +1,7 @@
 """Dialect "qdq": float ops between QuantizeLinear and DequantizeLinear, for tool chains that fuse such pairs themselves.
 
 The grids and the stored integers are those of the chip's dialect. QuantizeLinear rounds ties to even and the chip rounds
-them up, so this dialect is not exact on ties. A 32-bit result has no QuantizeLinear and stays in float.
+them up, so this dialect is not exact on ties. A 32-bit value has no QuantizeLinear and stays in float.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ class _Rewriter:
     def rewrite(self, node: onnx.NodeProto) -> None:
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.domain and node.op_type == "Quant":
-            self.pair(node.input[0], node.output[0], attrs["scale_x"], attrs["data_bits"])
             self.grids[node.output[0]] = attrs["scale_x"], attrs["data_bits"]
-            return
-        if node.domain and node.op_type == "Dequant":
+            if attrs["data_bits"] < 32:
+                self.pair(node.input[0], node.output[0], attrs["scale_x"], attrs["data_bits"])
+                return
+        if node.domain and node.op_type in ("Quant", "Dequant"):
             self.nodes.append(helper.make_node("Identity", node.input, node.output, name=node.name))
             return
         for i, name in enumerate(node.input):
