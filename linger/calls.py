@@ -62,7 +62,6 @@ DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
 ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
-SITE_INPLACE = {T.add_, T.sub_, T.subtract_, T.mul_, T.multiply_, T.div_, T.divide_, T.true_divide_}
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 JOINS = {torch.cat, torch.concat, torch.concatenate}
 # Ranks of the inputs with a batch axis; without one, an average pool has no fixed-point form.

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
-from linger.ops import BY_FLOAT, IntModule
+from linger.ops import BY_FLOAT, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
@@ -147,7 +147,7 @@ def init(
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, pairs)
         if not isinstance(net, IntModule):
-            route(net, frozenset(config.off), floats)
+            route(net, frozenset(config.off), floats, chip.name)
             net._linger_routed = True  # type: ignore[assignment]
         if sample is not None:
             _make_sites(net, sample, device)
@@ -227,7 +227,7 @@ def _reason_to_stay(module: Any, name: str) -> str:
         if hasattr(module, "weight") and "weight" not in module._parameters:
             return "its weight is computed by a parametrization or hook"
         return op.integer.refuses(module)  # type: ignore[union-attr,no-any-return]
-    if type(module) in FUSED.values() or type(module) in TRANSPARENT or isinstance(module, IntModule):
+    if type(module) in (*FUSED.values(), *TRANSPARENT, *ROUTED) or isinstance(module, IntModule):
         return ""
     base = next((t for t in BY_FLOAT if isinstance(module, t)), None)
     if base is not None:

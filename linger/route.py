@@ -26,7 +26,6 @@ from linger.calls import (
     JOINS,
     QUERIES,
     REVERSED,
-    SITE_INPLACE,
     cast_to,
     dropout_rate,
     first_positional,
@@ -36,7 +35,7 @@ from linger.calls import (
 )
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
-from linger.ops import BY_CALL, SITES, IntModule, _symbolic
+from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
 from linger.targets import target as find_target
 from linger.trace import Tape, running_tape, tensors_of
 
@@ -119,7 +118,9 @@ class Route(TorchFunctionMode):
         if child is None:
             _refuse_other(self.owner, tag, n, name)
             child = make_site(self.owner, tag, name)
-        if func not in SITE_INPLACE:
+        inplace = is_inplace(func, kwargs)
+        kwargs.pop("inplace", None)
+        if not inplace:
             return child(*args, **kwargs)
         return _overwritten(args[0], child(_kept(args[0]), *args[1:], **kwargs))
 
@@ -288,6 +289,7 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
     device = next((t.device for t in owner.buffers()), device)
     made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
     made.train(owner.training)
+    made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
     children(owner)[name] = made
     return made
 
@@ -364,17 +366,21 @@ def _check_sites(net: nn.Module) -> None:
         )
 
 
-def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module]) -> None:
+def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], chip: str) -> None:
     """Give the net and its containers their routed forward; torch's own layers and twins keep theirs.
 
     Args:
         net: the converted net.
         off: tags of sites that stay in float everywhere.
         floats: modules in which all of them do: those that were left in float.
+        chip: name of the target whose arithmetic its modules follow.
     """
     for module in net.modules():
         own = not isinstance(module, IntModule) and (
-            module is net or module in floats or not type(module).__module__.startswith("torch.nn")
+            module is net
+            or module in floats
+            or type(module) in ROUTED
+            or not type(module).__module__.startswith("torch.nn")
         )
         if own and "forward" not in module.__dict__:
             forward = functools.partial(routed, module)
@@ -382,6 +388,9 @@ def route(net: nn.Module, off: frozenset[str], floats: Collection[nn.Module]) ->
             module.forward = forward  # type: ignore[method-assign]
         if own:
             module._linger_off = frozenset(SITES) if module in floats else off  # type: ignore[assignment]
+            module._linger_chip = chip  # type: ignore[assignment]
+        if isinstance(module, IntModule):
+            module.chip = chip
 
 
 def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from linger.errors import LingerError
 from linger.onnx.sizes import Dyn, is_dynamic, same
@@ -210,4 +210,7 @@ def function(op_type: str, form: str, overload: str, opset: int, node: ir.Node, 
     head = f'<domain: "{THINKER}", {named}opset_import: ["" : {opset}]>\n{op_type} '
     head += f"<{attrs}> " if attrs else ""
     body = "".join(f"    {line}\n" for line in text.strip().splitlines())
-    return ir.serde.deserialize_function(parser.parse_function(f"{head}({inputs}) => (Y) {{\n{body}}}"))
+    parsed = parser.parse_function(f"{head}({inputs}) => (Y) {{\n{body}}}")
+    for held in (a.t for n in parsed.node for a in n.attribute if a.HasField("t")):
+        held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held)))  # one byte per int8 instead of a varint
+    return ir.serde.deserialize_function(parsed)

@@ -21,7 +21,9 @@ from linger.ops import (
     quant,
     reduce,
     relu6,
+    sigmoid,
     standard,
+    tanh,
 )
 from linger.ops._base import IntModule, Op
 from linger.ops._case import Case
@@ -41,6 +43,8 @@ MODULES = (
     reduce,
     cat,
     pad,
+    sigmoid,
+    tanh,
     standard,
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
@@ -55,6 +59,20 @@ for _op in ROWS:
             raise ImportError(f"{_cls.__name__} belongs to {BY_FLOAT[_cls].name} and to {_op.name}")
         BY_FLOAT[_cls] = _op
 SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
+ROUTED: frozenset[type[nn.Module]] = frozenset(t for op in ROWS for t in op.modules)
 BY_CALL: dict[Callable[..., Any], Op] = {call: op for op in ROWS for call in op.calls}
 
-__all__ = ["BY_CALL", "BY_FLOAT", "BY_NAME", "CASES", "ROWS", "SITES", "Case", "IntModule", "Lowered", "Op", "Operand"]
+__all__ = [
+    "BY_CALL",
+    "BY_FLOAT",
+    "BY_NAME",
+    "CASES",
+    "ROUTED",
+    "ROWS",
+    "SITES",
+    "Case",
+    "IntModule",
+    "Lowered",
+    "Op",
+    "Operand",
+]

@@ -48,7 +48,7 @@ class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
     ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
-    ``calls`` are the functions that ``site`` stands for; ``names`` gives the names of a call's arguments after the first.
+    ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Op:
     site: str = ""
     names: Mapping[Callable[..., Any], tuple[str, ...]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    modules: tuple[type[nn.Module], ...] = ()
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -97,6 +98,7 @@ class IntModule(nn.Module):
 
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
     weighted: ClassVar[bool] = False
+    chip: str = "venus"
     data_bits: int
     parameter_bits: int
     out_bits: int

@@ -39,3 +39,9 @@ def require_batch(x: Operand, rank: int) -> None:
             f"found an input of shape {tuple(map(int, x.shape))}, allowed in a file are batch, channels and {rank} more axes; "
             "add the batch axis with unsqueeze(0)"
         )
+
+
+def requant_node(x: Operand, out: Operand) -> Lowered:
+    """The node that brings the first operand of a call, ``x``, to the grid of ``out``."""
+    attrs = {"scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits}
+    return Lowered(op_type="Requant", inputs=(0,), attrs=attrs, bits=out.bits, form=str(out.bits))

@@ -46,7 +46,8 @@ class Site(IntModule):
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
         if isinstance(x, Tensor):
-            if grid_of(x) is None and f"running_{name}" not in self._buffers:
+            grid = grid_of(x)
+            if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
                 if recomputing():
                     raise LingerError(
                         "an operand lost its grid, for gradient checkpointing with use_reentrant=True hands on bare "

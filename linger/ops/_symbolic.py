@@ -209,12 +209,14 @@ def _traced_shape(module: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _inner_shape(steps: Sequence[Lowered], i: int, operands: Sequence[Tensor], shape: Any) -> Any:
-    """The shape between two nodes of one module: before a Squeeze, or behind a Pad."""
+    """The shape between two nodes of one module: before a Squeeze, behind a Pad, else that of the operand."""
     if steps[i + 1].op_type == "Squeeze":
         sizes = list(shape)
         for axis in steps[i + 1].attrs["axes"]:
             sizes.insert(axis, 1)
         return sizes
+    if "pads" not in steps[i].params:
+        return operands[0].shape
     pads = steps[i].params["pads"].tolist()
     rank = len(pads) // 2
     return [size + pads[a] + pads[rank + a] for a, size in enumerate(operands[0].shape)]

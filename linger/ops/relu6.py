@@ -73,7 +73,7 @@ class ReLU6Site(_ClipInt, Site):
 
     observed = ()
 
-    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         bits = self.width(x)
         return clipped(*self.operand(x, "x", bits), bits)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from linger.targets._pwl import Pwl
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One chip. ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2)."""
+    """One chip. ``functions``: its piecewise-linear functions by op type. ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2)."""
 
     name: str
     platform: str
@@ -17,6 +19,7 @@ class Target:
     parameter_bits: tuple[int, ...]
     platform_quant: str = "luna_quant"
     quant_mode: str = "floor_add"
+    functions: Mapping[str, Pwl] = field(default_factory=dict)
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""
