@@ -104,7 +104,7 @@ class Route(TorchFunctionMode):
 
     def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")
+        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "SoftmaxInt", "LogSoftmaxInt")
         counter = "" if shared else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1

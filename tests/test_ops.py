@@ -14,7 +14,8 @@ from linger.ops import CASES, Case
 from linger.verify import LEVELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-IDS = [case.name for case in CASES]
+ON = [(case, target) for case in CASES for target in case.targets]
+ON_IDS = [case.name if target == "venus" else f"{case.name}-{target}" for case, target in ON]
 FACTORS = (2.0**-6, 2.0**-1, 1.0, 2.0**3, 2.0**7)  # from saturation of nearly everything to a far shift
 COUNTED: dict[str, int] = {}
 
@@ -35,29 +36,29 @@ def check(net: CaseNet, case: Case, bits: int, path: Path, dialect: str, batches
 
 
 @pytest.mark.parametrize("dialect", ["thinker", "standard"])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_equal_everywhere(case: Case, dialect: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_equal_everywhere(case: Case, target: str, dialect: str, tmp_path: Path) -> None:
     """PyTorch eval == linger.runtime == ONNX Runtime at its four levels, from saturation to far shifts."""
     for bits in case.bits:
         for i, factor in enumerate(FACTORS):
-            net = converted(case, bits)
+            net = converted(case, bits, target=target)
             spread_outputs(net, factor)
             assert check(net, case, bits, tmp_path / "case.onnx", dialect, (1, 7), 100 * i) > 0
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_empty_batch(case: Case, tmp_path: Path) -> None:
-    net = converted(case)
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_empty_batch(case: Case, target: str, tmp_path: Path) -> None:
+    net = converted(case, target=target)
     empty = inputs(case, 8, 0, 0)
     with torch.no_grad():
         assert net(*empty).shape[0] == 0 or net(*empty).numel() == 0
     check(net, case, 8, tmp_path / "case.onnx", "thinker", (0,), 0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_training_forward_is_the_eval_forward(case: Case) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_training_forward_is_the_eval_forward(case: Case, target: str) -> None:
     """On the statistics that the training forward leaves behind, eval gives the same values."""
-    net = converted(case)
+    net = converted(case, target=target)
     x = inputs(case, 8, 3, 1)
     net.train()
     for _ in range(3):
@@ -70,8 +71,8 @@ def test_training_forward_is_the_eval_forward(case: Case) -> None:
 
 
 @pytest.mark.parametrize("bits", [32])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_32_bit_results(case: Case, bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_32_bit_results(case: Case, target: str, bits: int, tmp_path: Path) -> None:
     """32-bit activations: no integer is lost to float32, and nothing is shifted out."""
-    net = converted(case, bits)
+    net = converted(case, bits, target=target)
     check(net, case, bits, tmp_path / "case.onnx", "thinker", (1, 7), 5)

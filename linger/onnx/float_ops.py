@@ -147,7 +147,7 @@ def batch_norm(w: Writer, node: Node) -> ir.Value:
     return emit(w, node, "BatchNormalization", inputs, {"epsilon": float(given["eps"])})
 
 
-def softmax(op_type: str) -> FloatOp:
+def softmax(op_type: str, negates: bool = False) -> FloatOp:
     def row(w: Writer, node: Node) -> ir.Value:
         dim = bind(node, "input", "dim").get("dim")
         rank = len(node.outputs[0].shape)
@@ -156,7 +156,9 @@ def softmax(op_type: str) -> FloatOp:
             raise LingerError(
                 f"{node.name}: {op_type} over axis {axis} needs opset 13, found {w.build.opset}; raise opset_version"
             )
-        return emit(w, node, op_type, [w.plain(node.args[0])], {"axis": axis})
+        x = w.plain(node.args[0])
+        x = emit(w, node, "Neg", [x], tail=".negated") if negates else x
+        return emit(w, node, op_type, [x], {"axis": axis})
 
     return row
 
@@ -282,7 +284,7 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "ge": compare("GreaterOrEqual"), "le": compare("LessOrEqual"), "eq": compare("Equal"),
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,
     "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "embedding": embedding,
-    "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"),
+    "SoftmaxInt": softmax("Softmax"), "LogSoftmaxInt": softmax("LogSoftmax"), "softmin": softmax("Softmax", negates=True),
     "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "sin": unary("Sin"), "cos": unary("Cos"), "exp": unary("Exp"), "log": unary("Log"), "sqrt": unary("Sqrt"),
     "abs": unary("Abs"), "neg": unary("Neg"), "__neg__": unary("Neg"), "sign": unary("Sign"), "floor": unary("Floor"),
     "reciprocal": unary("Reciprocal"), "erf": unary("Erf"), "softplus": unary("Softplus"), "softsign": unary("Softsign"),
