@@ -184,13 +184,12 @@ def torch_ln_sum(s: Tensor) -> Tensor:
     return ((n - 16) * LN2_Q16 + table[(v >> (n - 10)) & 511]) >> 1
 
 
-def torch_ln_probabilities(device: torch.device) -> Tensor:
-    """Equation (7) for every p from 0 to 2^15, int64."""
-    p = torch.arange(1, 2**15 + 1, dtype=torch.int64, device=device)
-    value, slope = (torch.tensor(t, dtype=torch.int64, device=device) for t in (LOG2_VALUES, LOG2_SLOPES))
-    n = torch_bit_length(p)
-    m = p << (31 - n)
+def torch_ln_probability(p: Tensor) -> Tensor:
+    """Equation (7) on int64."""
+    value, slope = (torch.tensor(t, dtype=torch.int64, device=p.device) for t in (LOG2_VALUES, LOG2_SLOPES))
+    n = torch_bit_length(p.clamp(min=1))
+    m = p.clamp(min=1) << (31 - n)
     i = (m >> 23) - 128
     log2 = (value[i] >> 6) + rounded_shift(slope[i] * (m - ((257 + 2 * i) << 22)), 35)
     ln = rounded_shift((((n - 15) << 25) + log2) * LN2_Q31, 31)
-    return torch.cat([ln.new_full((1,), -HIGHEST - 1), ln])
+    return torch.where(p > 0, ln, -HIGHEST - 1)
