@@ -44,6 +44,9 @@ def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
 
 
+SITE_INPLACE = frozenset(func for func in BY_CALL if _is_inplace(func, {}))  # PyTorch's compiler does not trace a name
+
+
 class Route(TorchFunctionMode):
     """Active while one module's own forward code runs; ``path`` is its dotted name, for messages."""
 
@@ -112,7 +115,7 @@ class Route(TorchFunctionMode):
         child = children(self.owner).get(name)
         if child is None:
             child = make_site(self.owner, tag, name)
-        inplace = _is_inplace(func, kwargs)
+        inplace = func in SITE_INPLACE or bool(kwargs.get("inplace"))
         kwargs.pop("inplace", None)
         out = child(*args) if not kwargs else child(*args, **kwargs)
         if inplace:

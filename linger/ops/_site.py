@@ -37,10 +37,12 @@ class Site(IntModule):
 
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
-        return max((g.bits for g in map(grid_of, operands) if g is not None), default=8)
+        bits = [g.bits for g in map(grid_of, operands) if g is not None]
+        return max(bits) if bits else 8  # PyTorch's compiler does not trace max with a default
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max((b for b in bits if b), default=8)
+        given = [b for b in bits if b]
+        return max(given) if given else 8
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
