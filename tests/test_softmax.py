@@ -155,6 +155,17 @@ def test_engine_cases_in_pytorch_and_onnx_runtime(case: Path) -> None:
         assert np.array_equal(session(proto, level).run(None, {"x": real.numpy()})[index] * 2**q_o, wanted)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("q_x", [-9, -6, -1, 0, 1, 7, 25, 27])
+def test_distances_to_the_maximum(q_x: int, bits: int) -> None:
+    """Exact in Q25, also where the row's maximum saturates to 2^31 - 1 and where the grid is finer than Q25."""
+    q = np.concatenate([rows(64, bits), rows(64, bits) // 2, rows(64, 8)])
+    z = _softmax.argument(q, 2.0**q_x)
+    k, scale = _softmax.distances(torch.tensor(q / 2.0**q_x, dtype=torch.float32), torch.tensor(2.0**q_x), -1, bits)
+    d = _softmax.arguments(scale, bits)[k.long()].numpy()
+    assert np.array_equal(d, np.maximum(z - z.max(-1, keepdims=True), -(2**31)))
+
+
 # --- every length and grid: PyTorch == run == ONNX Runtime
 
 
@@ -287,9 +298,10 @@ def test_softmin_is_softmax_of_the_negative(chip: str, tmp_path: Path) -> None:
     for n in (net, other):
         n(X)
         grids(n, 4, 8)
-    limit = torch.cat([X, X.new_full((1, 6, 4), -9.0)])
+    lowest = X.clone()
+    lowest[:, 2] = -9.0  # -128 at 2^4, whose negative is 127
     with torch.no_grad():
-        assert torch.equal(net(limit), other(-limit))
+        assert torch.equal(net(lowest), other(-lowest))
     linger.onnx.export(net, (X,), tmp_path / "n.onnx")
     assert linger.verify(net, tmp_path / "n.onnx", X, quiet=True).equal
 

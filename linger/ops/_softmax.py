@@ -16,7 +16,7 @@ Reciprocal r of a sum S in Q23, for p = rsh(e * r, k):
 
 Logarithms:
 
-    of a sum S in Q23    v = sat32(rsh(S, 8)) | 1 of n bits, i the 9 bits below its highest
+    of a sum S in Q23    v = sat32(rsh(S, 8)) of n bits, i the 9 bits below its highest
                          ln S = ((n - 16) * ln 2 + table[i]) >> 1, Q15                                 (6)
     of a p > 0 in Q15    m = p << (31 - n), p of n bits; segment i the 7 bits below the highest of m
                          log2 m = (value[i] >> 6) + rsh(slope[i] * (m - middle[i]), 35)
@@ -91,8 +91,8 @@ def probability(z: np.ndarray, axis: int, chip: Softmax) -> np.ndarray:
 
 
 def ln_sum(s: np.ndarray) -> np.ndarray:
-    """Equation (6): ln of Q23 as Q15."""
-    v = np.minimum(shift_round(s, 8), HIGHEST) | 1
+    """Equation (6): ln of Q23 as Q15. S is at least e^0, so v has 16 bits or more."""
+    v = np.minimum(shift_round(s, 8), HIGHEST)
     n = bit_length(v)
     return ((n - 16) * LN2_Q16 + np.array(LN_TABLE)[(v >> (n - 10)) & 511]) >> 1
 
@@ -178,7 +178,7 @@ def torch_reciprocal(s: Tensor, chip: Softmax) -> Tensor:
 
 def torch_ln_sum(s: Tensor) -> Tensor:
     """Equation (6) on int64."""
-    v = rounded_shift(s, 8).clamp(max=HIGHEST) | 1
+    v = rounded_shift(s, 8).clamp(max=HIGHEST)
     n = torch_bit_length(v)
     table = torch.tensor(LN_TABLE, dtype=torch.int64, device=s.device)
     return ((n - 16) * LN2_Q16 + table[(v >> (n - 10)) & 511]) >> 1

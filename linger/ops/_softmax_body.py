@@ -161,9 +161,8 @@ def log_of_sums(t: Text, form: Form) -> str:
         d = t.op("Min", t.op("Add", d, saturated), 0)
     d = t.rounded_shift(t.op("Max", d, -(2**31)), 10, negative=True)
     s = t.op("Min", t.rounded_shift(t.reduce("ReduceSum", e), 8), HIGHEST)
-    odd = t.op("Sub", t.op("Add", s, 1), t.op("Mod", s, 2))
-    b = t.highest_bit(odd, 16, 30)
-    index = t.op("Mod", t.op("Div", odd, t.power(6, 16, b)), 512)
+    b = t.highest_bit(s, 16, 30)
+    index = t.op("Mod", t.op("Div", s, t.power(6, 16, b)), 512)
     ln = t.op("Add", t.op("Mul", b, LN2_Q16), t.op("Gather", t.vector("ln", LN_TABLE), index))
     return t.op("Sub", d, t.op("Div", ln, 2))
 
