@@ -43,7 +43,12 @@ PREFIX = "_linger_round_tensor_"
 _INSIDE: ContextVar[bool] = ContextVar(
     "_INSIDE", default=False
 )  # a converted net's forward runs: what it holds is no root
-SHARED = ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")  # tags that are counted together, as upstream does
+SHARED = {  # tags that are counted together, as upstream does
+    "iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh", "iqvar", "SoftmaxInt", "LogSoftmaxInt",
+}  # fmt: skip
+
+
+SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
 class Route(TorchFunctionMode):
@@ -118,7 +123,7 @@ class Route(TorchFunctionMode):
         if child is None:
             _refuse_other(self.owner, tag, n, name)
             child = make_site(self.owner, tag, name)
-        inplace = is_inplace(func, kwargs)
+        inplace = func in SITE_INPLACE or bool(kwargs.get("inplace"))
         kwargs.pop("inplace", None)
         if not inplace:
             return child(*args, **kwargs)

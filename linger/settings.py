@@ -92,8 +92,8 @@ def SetIQTensorTanh(enable: bool = True) -> None:
 
 
 def SetIQTensorSoftmax(enable: bool = True) -> None:
-    """Softmax in fixed point (default) or in float."""
-    _switch(("SoftmaxInt",), enable)
+    """Softmax and softmin in fixed point (default) or in float."""
+    _switch(("SoftmaxInt", "softmin"), enable)
 
 
 def SetIQTensorLogSoftmax(enable: bool = True) -> None:

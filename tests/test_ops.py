@@ -47,6 +47,8 @@ WITH_CASES = [module for module in MODULES if getattr(module, "CASES", ())]
 SATURATING = [case for case in CASES if case.name.startswith(SATURATES) and case.name not in ONE_SIDED]
 SHIFTED = [case for case in CASES if case.name in SHIFTS_OF]
 SHIFTS = (-4, -1, *range(6), 8, 11, *range(13, 19), 21, 24)  # the fastest forms are exact up to 14
+ON = [(case, target) for case in CASES for target in case.targets]
+ON_IDS = [case.name if target == "venus" else f"{case.name}-{target}" for case, target in ON]
 FACTORS = (2.0**-6, 2.0**-1, 1.0, 2.0**3, 2.0**7)  # from saturation of nearly everything to a far shift
 ELEMENTS = 1_000_000  # of every op, each compared in five runners
 ROUNDING_FREE = {"Clip"}
@@ -69,30 +71,30 @@ def check(net: CaseNet, case: Case, bits: int, path: Path, dialect: str, batches
 
 
 @pytest.mark.parametrize("dialect", ["thinker", "standard"])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_equal_everywhere(case: Case, dialect: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_equal_everywhere(case: Case, target: str, dialect: str, tmp_path: Path) -> None:
     """PyTorch eval == linger.runtime == ONNX Runtime at its four levels, from saturation to far shifts."""
     for bits in case.bits:
         for i, factor in enumerate(FACTORS):
-            net = converted(case, bits)
+            net = converted(case, bits, target=target)
             spread_outputs(net, factor)
             assert check(net, case, bits, tmp_path / "case.onnx", dialect, (1, 7), 100 * i) > 0
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_empty_batch(case: Case, tmp_path: Path) -> None:
-    net = converted(case)
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_empty_batch(case: Case, target: str, tmp_path: Path) -> None:
+    net = converted(case, target=target)
     empty = inputs(case, 8, 0, 0)
     with torch.no_grad():
         assert net(*empty).shape[0] == 0 or net(*empty).numel() == 0
     check(net, case, 8, tmp_path / "case.onnx", "thinker", (0,), 0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_training_forward_is_the_eval_forward(case: Case) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_training_forward_is_the_eval_forward(case: Case, target: str) -> None:
     """On the statistics that a training forward leaves behind, eval gives the same values, after the first batch too."""
     for bits in case.bits:
-        net = converted(case, bits)
+        net = converted(case, bits, target=target)
         keep_batch_statistics(net)
         for seed in range(3):
             before = [b.clone() for b in net.buffers()]
@@ -154,10 +156,10 @@ def test_every_shift(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [32])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_32_bit_results(case: Case, bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "target"), ON, ids=ON_IDS)
+def test_32_bit_results(case: Case, target: str, bits: int, tmp_path: Path) -> None:
     """32-bit activations: no integer is lost to float32, and nothing is shifted out."""
-    net = converted(case, bits)
+    net = converted(case, bits, target=target)
     check(net, case, bits, tmp_path / "case.onnx", "thinker", (1, 7), 5)
 
 

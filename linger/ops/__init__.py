@@ -22,6 +22,7 @@ from linger.ops import (
     reduce,
     relu6,
     sigmoid,
+    softmax,
     standard,
     tanh,
 )
@@ -45,6 +46,7 @@ MODULES = (
     pad,
     sigmoid,
     tanh,
+    softmax,
     standard,
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)

@@ -41,7 +41,8 @@ class Site(IntModule):
         return max([8, *(g.bits for g in map(grid_of, operands) if g is not None)])
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max((b for b in bits if b), default=8)
+        given = [b for b in bits if b]
+        return max(given) if given else 8
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""

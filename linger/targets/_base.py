@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from linger.targets._pwl import Pwl
+from linger.targets._softmax import Softmax
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One chip. ``functions``: its piecewise-linear functions by op type. ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2)."""
+    """One chip. ``functions``: its piecewise-linear functions by op type. ``softmax``: its variant of softmax and log-softmax. ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2)."""
 
     name: str
     platform: str
     data_bits: tuple[int, ...]
     parameter_bits: tuple[int, ...]
+    softmax: Softmax
     platform_quant: str = "luna_quant"
     quant_mode: str = "floor_add"
     functions: Mapping[str, Pwl] = field(default_factory=dict)
