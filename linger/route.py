@@ -35,12 +35,13 @@ from linger.trace import (
 )
 
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
+PAIRED: dict[Any, Any] = {torch.var_mean: torch.var, torch.std_mean: torch.std}
 PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
 
 
 def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
+    name = str(getattr(func, "__name__", ""))  # str() makes it a constant to torch.compile
     return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
 
 
@@ -63,6 +64,8 @@ class Route(TorchFunctionMode):
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
+        if func in PAIRED:
+            return self.both(func, args, kwargs)
         op = BY_CALL.get(func)
         if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
             normal = self.normal(func, op.site, args, dict(kwargs))
@@ -74,6 +77,15 @@ class Route(TorchFunctionMode):
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
             set_grid(first, None)
         return out
+
+    def both(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A call that returns a spread and the mean, as the two calls that it stands for."""
+        spread, names = PAIRED[func], ("dim", "unbiased", "keepdim")
+        given = dict(zip(names, args[1:], strict=False)) | kwargs
+        if isinstance(given.get("dim"), bool):
+            given["unbiased"] = given.pop("dim")
+        of_mean = {k: v for k, v in given.items() if k in ("dim", "keepdim")}
+        return self.call(spread, args[:1], given), self.call(torch.mean, args[:1], of_mean)
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
@@ -104,7 +116,7 @@ class Route(TorchFunctionMode):
 
     def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")
+        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqvar")
         counter = "" if shared else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import linger
 from linger.numerics import levels
 from linger.ops import Case, IntModule
+from linger.targets import TARGETS
 
 STEP = 2.0**-5  # of the inputs' grid at 8 bits: they reach +-4
 
@@ -29,12 +30,15 @@ class CaseNet(nn.Module):
         return (self.op or self.function)(*gridded)
 
 
-def converted(case: Case, bits: int = 8, parameter_bits: int = 8, out_bits: int | None = None) -> CaseNet:
+def converted(
+    case: Case, bits: int = 8, parameter_bits: int = 8, out_bits: int | None = None, target: str = "venus"
+) -> CaseNet:
     """The case in fixed point, weights spread over their range, after one training forward."""
     net = CaseNet(case, bits)
     sample = tuple(torch.randn(s) for s in case.shapes)
     linger.trace_layers(net, net, sample)
-    linger.init(net, parameter_bits=parameter_bits, data_bits=bits, out_bits=out_bits or bits)
+    width = bits if bits in TARGETS[target].data_bits else 8  # of layers; a call has the width of its operands
+    linger.init(net, parameter_bits=parameter_bits, data_bits=width, out_bits=out_bits or width, target=target)
     net(*(torch.randn(s) for s in case.shapes))
     place_inputs(net, bits)
     return net.eval()

@@ -11,7 +11,10 @@ import torch
 
 from linger.errors import LingerError
 from linger.onnx.moves import squeezed
+from linger.onnx.sizes import is_dynamic
+from linger.ops.groupnorm import INSTANCE
 from linger.ops.pool import adaptive_window
+from linger.ops.variance import said
 from linger.trace import Node, Value
 
 if TYPE_CHECKING:
@@ -269,6 +272,84 @@ def layer_norm(w: Writer, node: Node) -> ir.Value:
     return emit(w, node, "LayerNormalization", inputs, {"axis": -len(shape), "epsilon": float(given["eps"])})
 
 
+def _per_channel(w: Writer, node: Node, given: dict[str, Any], channels: int, space: int) -> list[ir.Value]:
+    """Weight and bias, ones and zeros where there are none, in a shape that meets (N, C, *space)."""
+    made = []
+    for key, fill in (("weight", np.ones), ("bias", np.zeros)):
+        value = given.get(key)
+        x = w.build.constant(f"{node.name}.{key}", fill(channels, np.float32)) if value is None else w.plain(value)
+        made.append(emit(w, node, "Reshape", [x, w.build.ints([channels, *[1] * space])], tail=f".{key}"))
+    return made
+
+
+def group_norm(w: Writer, node: Node) -> ir.Value:
+    """Group and instance normalization: rows as channels of an InstanceNormalization, then factor and term per channel."""
+    instance = node.op == "iqinstancenorm"
+    names = INSTANCE[node.func] if instance else ("num_groups", "weight", "bias", "eps")
+    given = bind(node, "input", *names, eps=1e-5)
+    if instance and not given.get("use_input_stats", True):
+        raise LingerError(
+            f"{node.name}: instance_norm with running statistics cannot be exported in float; "
+            "set track_running_stats=False or use nn.BatchNorm"
+        )
+    x: Value = given["input"]
+    groups = int(x.shape[1]) if instance else int(given["num_groups"])
+    size = sizes_of(node, x.shape[2:]) * (int(x.shape[1]) // groups)
+    plain = w.plain(x)
+    rows = emit(w, node, "Reshape", [plain, w.build.ints([0, groups, size])], tail=".rows")
+    one, zero = (
+        w.build.constant(f"{n}_{groups}", make(groups, np.float32))
+        for n, make in (("ones", np.ones), ("zeros", np.zeros))
+    )
+    y = emit(w, node, "InstanceNormalization", [rows, one, zero], {"epsilon": float(given["eps"])}, ".normal")
+    y = emit(w, node, "Reshape", [y, w.build.ints([0, *(int(n) for n in x.shape[1:])])], tail=".back")
+    weight, bias = _per_channel(w, node, given, int(x.shape[1]), len(x.shape) - 2)
+    return emit(w, node, "Add", [emit(w, node, "Mul", [y, weight], tail=".scaled"), bias])
+
+
+def sizes_of(node: Node, sizes: Sequence[int]) -> int:
+    """The product of sizes that the file must know."""
+    if is_dynamic(tuple(sizes)):
+        raise LingerError(f"{node.name}: {node.op} over a dynamic axis cannot be exported; fix that axis")
+    return int(np.prod([int(n) for n in sizes]))
+
+
+def _mean(w: Writer, node: Node, x: ir.Value, dims: list[int], keepdim: bool, tail: str) -> ir.Value:
+    attrs = {"keepdims": int(keepdim)}
+    if w.build.opset >= 18:
+        return emit(w, node, "ReduceMean", [x, w.build.ints(dims)], attrs, tail)
+    return emit(w, node, "ReduceMean", [x], attrs | {"axes": dims}, tail)
+
+
+def rms_norm(w: Writer, node: Node) -> ir.Value:
+    given = bind(node, "input", "normalized_shape", "weight", "eps", weight=None, eps=None)
+    eps = float(np.finfo(np.float32).eps) if given["eps"] is None else float(given["eps"])
+    x = w.plain(given["input"])
+    square = emit(w, node, "Mul", [x, x], tail=".square")
+    mean = _mean(w, node, square, list(range(-len(given["normalized_shape"]), 0)), True, ".mean")
+    shifted = emit(w, node, "Add", [mean, w.build.scalar(eps, f"{node.name}.eps")], tail=".shifted")
+    root = emit(w, node, "Sqrt", [shifted], tail=".root")
+    if given["weight"] is None:
+        return emit(w, node, "Div", [x, root])
+    return emit(w, node, "Mul", [emit(w, node, "Div", [x, root], tail=".normal"), w.plain(given["weight"])])
+
+
+def spread(w: Writer, node: Node) -> ir.Value:
+    """Variance and standard deviation."""
+    given = bind(node, "input", "dim", "unbiased", "keepdim")
+    source: Value = given.pop("input")
+    given["dim"] = given.pop("axis", given.get("dim"))
+    asked = said(source.shape, **given)
+    dims, x = list(asked.dims), w.plain(source)
+    centred = emit(w, node, "Sub", [x, _mean(w, node, x, dims, True, ".mean")], tail=".centred")
+    biased = _mean(w, node, emit(w, node, "Mul", [centred, centred], tail=".square"), dims, asked.keepdim, ".biased")
+    n = sizes_of(node, [source.shape[d] for d in dims]) if asked.correction else 1
+    factor = w.build.scalar(n / max(n - asked.correction, 0) if n > asked.correction else np.inf, f"{node.name}.factor")
+    if node.op == "iqvar":
+        return emit(w, node, "Mul", [biased, factor])
+    return emit(w, node, "Sqrt", [emit(w, node, "Mul", [biased, factor], tail=".unbiased")])
+
+
 def embedding(w: Writer, node: Node) -> ir.Value:
     given = bind(node, "input", "weight")
     return emit(w, node, "Gather", [w.plain(given["weight"]), w.as_is(given["input"])], {"axis": 0})
@@ -281,7 +362,8 @@ FLOAT_OPS: dict[str, FloatOp] = {
     "maximum": binary("Max"), "minimum": binary("Min"), "gt": compare("Greater"), "lt": compare("Less"),
     "ge": compare("GreaterOrEqual"), "le": compare("LessOrEqual"), "eq": compare("Equal"),
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,
-    "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "embedding": embedding,
+    "linear": linear, "batch_norm": batch_norm, "iqlayernorm": layer_norm, "iqgroupnorm": group_norm,
+    "iqinstancenorm": group_norm, "iqrmsnorm": rms_norm, "iqvar": spread, "iqstd": spread, "embedding": embedding,
     "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"),
     "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "sin": unary("Sin"), "cos": unary("Cos"), "exp": unary("Exp"), "log": unary("Log"), "sqrt": unary("Sqrt"),
     "abs": unary("Abs"), "neg": unary("Neg"), "__neg__": unary("Neg"), "sign": unary("Sign"), "floor": unary("Floor"),

@@ -150,7 +150,9 @@ class Writer:
     def lowered(self, node: Node, module: IntModule) -> None:
         assert node.module is not None
         module.require_ranges()
-        values = node.inputs()
+        held = {k: v for k, v in node.kwargs.items() if k in module.parameter_names and isinstance(v, Value)}
+        stored = {v.id for v in held.values()}
+        values = [v for v in node.inputs() if v.id not in stored]
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
         taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
         out = node.outputs[0]
@@ -158,6 +160,7 @@ class Writer:
             raise LingerError(f"{node.name}: the result has no grid; report this layer")
         call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
         call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
+        call |= {k: self.graph.constants[v.id] for k, v in held.items()}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         if module.weighted:
             self.peaks[node.module] = module.accumulator_peak(torch.tensor(taken[0][1].scale))

@@ -25,7 +25,7 @@ from linger.ops.pool import divided, division_text, pool_node, ties_away
 def _dims(rank: int, dim: Any) -> tuple[int, ...]:
     """The reduced dimensions, non-negative and sorted; all of them for None and ()."""
     given = range(rank) if dim is None or dim == () else (dim,) if isinstance(dim, int) else tuple(dim)
-    return tuple(sorted(int(d) % max(rank, 1) for d in given))
+    return tuple(sorted([int(d) % max(rank, 1) for d in given]))
 
 
 class _ReduceSite(Site):
@@ -56,7 +56,7 @@ class SumSite(_ReduceSite):
         self.out_bits = bits = self.width(x)
         x, s_x = self.operand(x, "x", bits)
         dims = _dims(x.dim(), dim)
-        terms = math.prod(x.shape[d] for d in dims)
+        terms = math.prod([x.shape[d] for d in dims])
         finest = s_x if bits < 32 else s_x / 2.0 ** (terms - 1).bit_length()
         return self.leave(x.double().sum(dims, keepdim), finest)
 
@@ -76,7 +76,7 @@ class MeanSite(_ReduceSite):
         dims = _dims(x.dim(), dim)
         mean = x.mean(dims, keepdim)
         total = torch.round(x.detach().double().sum(dims, keepdim) * scale.double())
-        area = int(np.prod([x.shape[d] for d in dims]))
+        area = math.prod([x.shape[d] for d in dims])
         return set_grid(straight_through(mean, divided(total, area), scale.double(), bits), Grid(scale, bits))
 
     def nodes(self, x: Operand, out: Operand, dims: tuple[int, ...], keepdim: bool) -> tuple[Lowered, ...]:

@@ -6,5 +6,5 @@ from linger.targets._base import Target
 from linger.targets._pwl import SIGMOID_Q27, TANH_Q27
 
 ARCS = Target(name="arcs", platform="arcs", data_bits=(8, 32), parameter_bits=(4, 8),
-    functions={"iqSigmoid": SIGMOID_Q27, "iqTanh": TANH_Q27},
+    functions={"iqSigmoid": SIGMOID_Q27, "iqTanh": TANH_Q27}, weight_bits={"LayerNormInt": 8},
 )  # fmt: skip

@@ -6,5 +6,5 @@ from linger.targets._base import Target
 from linger.targets._pwl import SIGMOID_Q11, TANH_Q11
 
 VENUS = Target(name="venus", platform="venus", data_bits=(8, 16, 32), parameter_bits=(8,),
-    functions={"iqSigmoid": SIGMOID_Q11, "iqTanh": TANH_Q11},
+    functions={"iqSigmoid": SIGMOID_Q11, "iqTanh": TANH_Q11}, weight_bits={"LayerNormInt": 16}, normal_bits=16,
 )  # fmt: skip

@@ -7,4 +7,5 @@ from linger.targets._pwl import GELU_Q54, SIGMOID_Q58, SILU_Q54, TANH_Q58
 
 VENUSA = Target(name="venusa", platform="venusA", data_bits=(8, 16, 32), parameter_bits=(4, 8),
     functions={"iqSigmoid": SIGMOID_Q58, "iqTanh": TANH_Q58, "iqGelu": GELU_Q54, "iqSilu": SILU_Q54},
+    weight_bits={"LayerNormInt": 8},
 )  # fmt: skip
