@@ -199,8 +199,9 @@ class Writer:
             elif i.startswith("%"):
                 inputs.append(made[int(i[1:])])
             else:
-                inputs.append(self.build.constant(f"{node.module}.{i}", step.params[i]))
-        name = node.name if last else f"{node.name}.{step.op_type}"
+                inputs.append(self.build.constant(f"{node.module}.{i}".lstrip("."), step.params[i]))
+        stem = node.name or type(self.net).__name__  # a net that is one layer
+        name = stem if last else f"{stem}.{step.op_type}"
         return self.build.one(
             name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
         )  # fmt: skip

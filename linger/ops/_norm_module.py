@@ -83,17 +83,17 @@ class NormModule(IntModule):
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.peak(w, b, s_w, norm.rows.length))
         if torch.is_grad_enabled():
-            shape = None if parameters[0] is None else parameters[0].shape
+            given = next((p for p in parameters if p is not None), None)
             ideal = norm.ideal(
                 x,
-                None if shape is None else w.reshape(shape),
-                None if b is None or parameters[1] is None else b.reshape(parameters[1].shape),
+                None if given is None else w.reshape(given.shape),
+                None if given is None or b is None else b.reshape(given.shape),
             )
             return self.leave(_Carried.apply(ideal, acc, s_acc), finest)
         return self.leave(acc / s_acc, finest)
 
     def peak(self, w: Tensor, b: Tensor | None, s_w: Tensor, length: int | None) -> Tensor:
-        """An upper bound of |accumulator| in LSB: |y| <= 2^10 * sqrt(T), and r is at most 1/128 above 1 / sigma."""
+        """An upper bound of |accumulator| in LSB: |y| <= 2^10 * sqrt(T), and r is at most 2^-9 too large."""
         top = 2.0 ** (self.normal_bits() - 1)
         if length is not None:
             top = min(top, NORMAL * length**0.5 * 1.01 + 1)

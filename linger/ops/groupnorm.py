@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,8 @@ def group_norm(shape: Sequence[int], groups: int, eps: float, bits: int, axis: i
     rows = Rows(
         length=length, eps=float(eps), cut=(*shape[:axis], groups, length), affine=(channels, *[1] * len(space)), keep=axis
     )  # fmt: skip
-
-    def ideal(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-        y = F.group_norm(x if axis else x.unsqueeze(0), groups, w, b, eps)
-        return y if axis else y.squeeze(0)
-
-    return Norm(rows=rows, ideal=ideal, attrs={"num_groups": groups, "axis": axis})
+    attrs = {"num_groups": groups, "axis": axis}
+    return Norm(rows=rows, ideal=lambda x, w, b: F.group_norm(x, groups, w, b, eps), attrs=attrs)
 
 
 def instance_norm(shape: Sequence[int], eps: float, bits: int, axis: int = 1) -> Norm:
@@ -55,7 +52,13 @@ def instance_norm(shape: Sequence[int], eps: float, bits: int, axis: int = 1) ->
             f"found an input of shape {tuple(shape)}, allowed are those with more than one element per channel; "
             "keep this layer in float with disable_quant"
         )
-    return group_norm(shape, int(shape[axis]), eps, bits, axis)
+    of_groups = group_norm(shape, int(shape[axis]), eps, bits, axis)
+
+    def ideal(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        y = F.instance_norm(x if axis else x.unsqueeze(0), None, None, w, b, True, 0.0, eps)
+        return y if axis else y.squeeze(0)
+
+    return replace(of_groups, ideal=ideal)
 
 
 class _GroupNorm(NormInt):
