@@ -236,6 +236,25 @@ def test_venus_saturates_what_the_others_do_not() -> None:
     assert top == {"venus": 2**15 - 1, "arcs": exact, "venusa": exact}
 
 
+def test_products_saturate_at_32_bits(tmp_path: Path) -> None:
+    """90 standard deviations times a 16-bit weight: equation (6) clamps the product before it adds the bias."""
+    layer = nn.LayerNorm(8192)
+    linger.quant_module(layer, nn.LayerNorm, parameter_bits=16, data_bits=8, out_bits=16)
+    with torch.no_grad():
+        layer.weight.fill_(32767 / 2**15)
+        layer.bias.fill_(-32.0)
+    net = linger.init(nn.Sequential(layer), target="venusa")
+    q = np.zeros((2, 8192), np.int64)
+    q[0, 5], q[1, 9] = 127, -128
+    x = torch.tensor(q * STEP, dtype=torch.float32)
+    net(x)
+    with torch.no_grad():
+        found = net.eval()(x)
+    assert found.max() == 2**31 / 2**25 - 32  # (2^31 - 1 at 2^25) - 32 on the output's grid
+    assert found.min() == -(2**31) / 2**25 - 32
+    assert check_file(net, x, tmp_path / "net.onnx") == q.size
+
+
 def test_engine_rows_that_cannot_wrap() -> None:
     """The largest sums of an int8 row, T * sum x^2 = 2^14 * T^2, fit 31 bits up to the length in the targets."""
     for chip in TARGETS.values():

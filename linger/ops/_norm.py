@@ -77,25 +77,28 @@ def check_rows(length: int, bits: int, eps: float) -> None:
 
 @torch.no_grad()
 def normalized(x: Tensor, scale: Tensor, rows: Rows, bits: int) -> Tensor:
-    """Equations (1) to (5): x on a grid of ``scale`` -> integers y in float64, of the shape of x; ``bits`` of the chip."""
-    s_x = scale.double().clamp_max(rows.finest)
-    q = torch.floor(x.double() * s_x + 0.5).reshape(rows.cut)
+    """Equations (1) to (5): x on a grid of ``scale`` -> integers y in float64, of the shape of x; ``bits`` of the chip.
+
+    q * T and S1 are multiplied by r / 2^(h + 4) one by one: both products, their difference and the half are multiples
+    of 2^-(h + 4) below 2^48 of them, hence exact.
+    """
+    s_x = scale.float().clamp_max(rows.finest)
+    q = torch.addcmul(s_x.new_full((), 0.5), x, s_x).floor_().reshape(rows.cut).double()
     squares = (q * q).sum(-1, keepdim=True).long()
     d = rows.length * squares + (eps_term(s_x, rows) if rows.eps else 0)
     if rows.centred:
         total = q.sum(-1, keepdim=True)
-        d = d - total.long() * total.long()
-        n = rows.length * q - total
+        f = factor(d - total.long() * total.long())
+        y = torch.addcmul(0.5 - total * f, q, rows.length * f).floor_()
     else:
-        n = rows.length * q
-    y = torch.floor(n * factor(d) + 0.5).reshape(x.shape)
-    return y if bits >= 32 else y.clamp(-levels(bits) - 1, levels(bits))
+        y = torch.addcmul(q.new_full((), 0.5), q, rows.length * factor(d)).floor_()
+    y = y.reshape(x.shape)
+    return y if bits >= 32 else y.clamp_(-levels(bits) - 1, levels(bits))
 
 
 def eps_term(s_x: Tensor, rows: Rows) -> Tensor:
-    """Equation (2) for a 0-d float64 scale, as int64."""
-    s = s_x.float()
-    product = s.new_full((), rows.eps) * float(rows.length * rows.length) * s * s
+    """Equation (2) for a 0-d float32 scale, as int64."""
+    product = s_x.new_full((), rows.eps) * float(rows.length * rows.length) * s_x * s_x
     return torch.floor(product.double() + 0.5).long()
 
 

@@ -35,16 +35,16 @@ class Norm:
 
 
 class _Carried(torch.autograd.Function):
-    """acc / s_acc in float64, with the gradient of ``ideal``."""
+    """``exact`` with the gradient of ``ideal``."""
 
     @staticmethod
-    def forward(ctx: Any, ideal: Tensor, acc: Tensor, s_acc: Tensor) -> Tensor:
+    def forward(ctx: Any, ideal: Tensor, exact: Tensor) -> Tensor:
         ctx.dtype = ideal.dtype
-        return acc / s_acc
+        return exact.view_as(exact)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0].to(ctx.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].to(ctx.dtype), None
 
 
 class NormModule(IntModule):
@@ -74,11 +74,8 @@ class NormModule(IntModule):
     def compute(self, x: Tensor, s_x: Tensor, parameters: Parameters, norm: Norm) -> Tensor:
         """Equations (1) to (6) of ``_norm`` on x, which has a grid of scale ``s_x``."""
         w, b, s_w = self.on_grids(*parameters, norm.rows)
-        s_acc = (s_w * NORMAL).double()
         y = normalized(x, s_x, norm.rows, self.normal_bits())
-        acc = (y * (w.detach() * s_w).double()).clamp(-SUM_LIMIT, SUM_LIMIT - 1)
-        if b is not None:
-            acc = acc + b.detach().double() * s_acc
+        exact = self.scaled(y, w.detach().double(), None if b is None else b.detach().double(), s_w, norm.rows.length)
         finest = s_w * NORMAL
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.peak(w, b, s_w, norm.rows.length))
@@ -89,15 +86,26 @@ class NormModule(IntModule):
                 None if given is None else w.reshape(given.shape),
                 None if given is None or b is None else b.reshape(given.shape),
             )
-            return self.leave(_Carried.apply(ideal, acc, s_acc), finest)
-        return self.leave(acc / s_acc, finest)
+            exact = _Carried.apply(ideal, exact)
+        return self.leave(exact, finest)
+
+    def scaled(self, y: Tensor, w: Tensor, b: Tensor | None, s_w: Tensor, length: int) -> Tensor:
+        """The accumulator of equation (6) as a real number; it saturates only where it can reach 32 bits at all."""
+        factor = w / NORMAL
+        if self.top(length) * 2.0 ** (self.gamma_bits() - 1) < SUM_LIMIT:
+            return y * factor if b is None else torch.addcmul(b, y, factor)
+        s_acc = s_w.double() * NORMAL
+        product = torch.minimum(torch.maximum(y * factor, -SUM_LIMIT / s_acc), (SUM_LIMIT - 1) / s_acc)
+        return product if b is None else product + b
+
+    def top(self, length: int | None) -> float:
+        """An upper bound of |y|: 2^10 * sqrt(T), and r is at most 2^-9 too large; the chip's width without a T."""
+        widest = 2.0 ** (self.normal_bits() - 1)
+        return widest if length is None else min(widest, NORMAL * length**0.5 * 1.01 + 1)
 
     def peak(self, w: Tensor, b: Tensor | None, s_w: Tensor, length: int | None) -> Tensor:
-        """An upper bound of |accumulator| in LSB: |y| <= 2^10 * sqrt(T), and r is at most 2^-9 too large."""
-        top = 2.0 ** (self.normal_bits() - 1)
-        if length is not None:
-            top = min(top, NORMAL * length**0.5 * 1.01 + 1)
-        peak = (w.detach().double().abs().amax() * s_w * top).clamp_max(float(SUM_LIMIT))
+        """An upper bound of |accumulator| in LSB."""
+        peak = (w.detach().double().abs().amax() * s_w * self.top(length)).clamp_max(float(SUM_LIMIT))
         return (peak if b is None else peak + b.detach().double().abs().amax() * (s_w * NORMAL)).float()
 
     @torch.no_grad()
