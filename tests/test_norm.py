@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import linger
 from linger.numerics import levels
 from linger.ops import layernorm
-from linger.ops._norm import Rows, factor, normalized, reciprocals, run_rows
+from linger.ops._norm import Rows, eps_integer, factor, normalized, reciprocals, run_rows
 from linger.targets import TARGETS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -132,6 +132,17 @@ def exact_row(q: list[int], scale: float, centred: bool) -> list[int]:
     return [math.floor((len(q) * v - total) * exact_factor(d) + Fraction(1, 2)) for v in q]
 
 
+def test_eps_does_not_depend_on_the_order_of_the_products() -> None:
+    """Where the engine cannot wrap: float32 in any order, and float64, give the same E, so the chip's order is no matter."""
+    f = np.float32
+    for length in range(1, 363):
+        for q in range(-8, 8):
+            one_by_one = f(f(f(1e-5) * f(length)) * f(length)) * f(4.0**q)
+            double = 1e-5 * length**2 * 4.0**q
+            wanted = math.floor(double + 0.5)
+            assert eps_integer(1e-5, length, 2.0**q) == wanted == math.floor(float(one_by_one) + 0.5)
+
+
 def test_longest_rows_do_not_overflow() -> None:
     """T * 2^(b-1) = 2^31: the largest D and n that are let in."""
     q = np.where(np.arange(2**16) % 2, 2**15 - 1, -(2**15))[None]
@@ -220,7 +231,7 @@ def test_every_opset(kind: str, opset: int, tmp_path: Path) -> None:
     assert check_file(net, x, tmp_path / "net.onnx", opset=opset) == x.numel()
 
 
-def test_venus_saturates_what_the_others_do_not() -> None:
+def test_venus_saturates_what_the_others_do_not(tmp_path: Path) -> None:
     """One element of 2048 is 45 standard deviations away: 16 bits at 2^10 end at 32."""
     q = np.zeros((1, 2048), np.int64)
     q[0, 7] = 100
@@ -234,6 +245,14 @@ def test_venus_saturates_what_the_others_do_not() -> None:
     exact = max(exact_row(q[0].tolist(), 16.0, True))
     assert exact > 45 * 2**10
     assert top == {"venus": 2**15 - 1, "arcs": exact, "venusa": exact}
+    for chip in TARGETS:
+        net = linger.init(nn.Sequential(nn.LayerNorm(2048)), target=chip)
+        x = torch.tensor(q / 16.0, dtype=torch.float32)
+        net(x)
+        net[0].running("o").fill_(100.0)
+        assert check_file(net.eval(), x, tmp_path / "net.onnx") == 2048
+        with torch.no_grad():
+            assert net(x).max() == (32 if chip == "venus" else 45)
 
 
 def test_products_saturate_at_32_bits(tmp_path: Path) -> None:

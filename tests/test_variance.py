@@ -103,6 +103,16 @@ def test_integer_sqrt() -> None:
     assert integer_sqrt(np.array(values, np.int64)).tolist() == [math.isqrt(v) for v in values]
 
 
+@pytest.mark.parametrize("error", [-1, 1])
+def test_a_square_root_that_is_off_by_one_is_corrected(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64's own is right for these integers; a device's may not be."""
+    q = hard_rows(257, 8)
+    wanted = RUN["std"](q, dims=(1,), correction=1, scale_x=1.0, scale_o=4.0, o_bits=8)
+    real = torch.sqrt
+    monkeypatch.setattr(torch, "sqrt", lambda t: (real(t).floor() + error).clamp_min(0))
+    assert np.array_equal(pytorch("std", q, 1, 0, 2, 8).numpy(), wanted)
+
+
 class Net(nn.Module):
     """A call on an input of a grid of its own."""
 
@@ -197,15 +207,15 @@ def test_every_spelling(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_var_mean_is_two_calls(function: object, call: tuple[tuple[object, ...], dict[str, object]]) -> None:
-    x = torch.randn(4, 5, 6)
+    x = torch.randn(2, 2, 3)
     args, kwargs = call
-    net = linger.init(Net(lambda x: torch.cat([t.reshape(1, -1) for t in function(x, *args, **kwargs)])))
+    net = linger.init(Net(lambda x: torch.cat([t.reshape(1, -1) for t in function(x, *args, **kwargs)]), 16))
     plain = torch.cat([t.reshape(1, -1) for t in function(x, *args, **kwargs)])
     net(x)
-    for running in (b for name, b in net.named_buffers() if name.endswith("running_o")):
+    for running in (b for _, b in net.named_buffers()):
         running.mul_(2)  # scales are to the nearest power of two: up to a factor of sqrt(2) saturates
     with torch.no_grad():
-        assert (net.eval()(x) - plain).abs().max() < 0.1
+        assert (net.eval()(x) - plain).abs().max() < 0.01
     kinds = {type(m).__name__ for m in net.modules()}
     assert {"MeanSite", "VarSite" if function is torch.var_mean else "StdSite"} <= kinds
 
