@@ -33,11 +33,24 @@ from linger.ops.divide import DivSite as iqDivLayer
 from linger.ops.elementwise import AddSite as iqAddLayer
 from linger.ops.elementwise import MulSite as iqMulLayer
 from linger.ops.elementwise import SubSite as iqSubLayer
+from linger.ops.groupnorm import (
+    GroupNormInt,
+    InstanceNorm1dInt,
+    InstanceNorm2dInt,
+    InstanceNorm3dInt,
+    NormalizeGroupNorm,
+    NormalizeInstanceNorm1d,
+    NormalizeInstanceNorm2d,
+    NormalizeInstanceNorm3d,
+)
+from linger.ops.layernorm import LayerNormInt, NormalizeLayerNorm
 from linger.ops.linear import LinearInt, NormalizeLinear
 from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.relu6 import ReLU6Int
+from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
+from linger.ops.variance import VarSite as iqVarLayer
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -77,6 +90,11 @@ __all__ = [
     "DefaultNormalizeIntXModule",
     "DefaultQuantIntXOP",
     "EmptyBatchNorm",
+    "GroupNormInt",
+    "InstanceNorm1dInt",
+    "InstanceNorm2dInt",
+    "InstanceNorm3dInt",
+    "LayerNormInt",
     "LinearInt",
     "LingerError",
     "LingerWarning",
@@ -90,9 +108,16 @@ __all__ = [
     "NormalizeConvTranspose2d",
     "NormalizeConvTransposeBN1d",
     "NormalizeConvTransposeBN2d",
+    "NormalizeGroupNorm",
+    "NormalizeInstanceNorm1d",
+    "NormalizeInstanceNorm2d",
+    "NormalizeInstanceNorm3d",
+    "NormalizeLayerNorm",
     "NormalizeLinear",
+    "NormalizeRMSNorm",
     "PlatFormQuant",
     "QuantMode",
+    "RMSNormInt",
     "ReLU6Int",
     "ScaledRoundLayer",
     "SetBnMomentumUpdate",
@@ -121,6 +146,7 @@ __all__ = [
     "iqMulLayer",
     "iqSubLayer",
     "iqSumLayer",
+    "iqVarLayer",
     "normalize_layers",
     "normalize_module",
     "onnx",

@@ -149,6 +149,8 @@ def init(
         if not isinstance(net, IntModule):
             route(net, frozenset(config.off), floats, chip.name)
             net._linger_routed = True  # type: ignore[assignment]
+        else:
+            net.chip = chip.name
         if sample is not None:
             _make_sites(net, sample, device)
     if left:

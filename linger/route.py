@@ -250,6 +250,19 @@ def _broadcast(route: Route, *tensors: Any) -> Any:
     return tuple(route.call(Tensor.expand, (t, *shape), {}) for t in flat)
 
 
+def _spread_and_mean(spread: Callable[..., Any]) -> Callable[..., Any]:
+    """var_mean and std_mean: the two calls that they stand for."""
+
+    def made_of(route: Route, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(("dim", "unbiased", "keepdim"), args, strict=False)) | kwargs
+        if isinstance(given.get("dim"), bool):
+            given["unbiased"] = given.pop("dim")
+        of_mean = {k: v for k, v in given.items() if k in ("dim", "keepdim")}
+        return route.call(spread, (x,), given), route.call(torch.mean, (x,), of_mean)
+
+    return made_of
+
+
 MADE_OF: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.stack: _stack,
     torch.hstack: _side_by_side(1, 1),
@@ -258,6 +271,8 @@ MADE_OF: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.dstack: _side_by_side(3, 2),
     torch.column_stack: _side_by_side(2, 1, last=True),
     torch.broadcast_tensors: _broadcast,
+    torch.var_mean: _spread_and_mean(torch.var),
+    torch.std_mean: _spread_and_mean(torch.std),
 }
 
 

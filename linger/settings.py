@@ -102,8 +102,8 @@ def SetIQTensorLogSoftmax(enable: bool = True) -> None:
 
 
 def SetIQTensorVar(enable: bool = True) -> None:
-    """Variances in fixed point (default) or in float."""
-    _switch(("iqvar",), enable)
+    """Variances and standard deviations in fixed point (default) or in float."""
+    _switch(("iqvar", "iqstd"), enable)
 
 
 def SetFunctionBmmQuant(enable: bool = True) -> None:

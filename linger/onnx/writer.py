@@ -180,7 +180,9 @@ class Writer:
     def lowered(self, node: Node, module: IntModule) -> None:
         assert node.module is not None
         module.require_ranges()
-        values = node.inputs()
+        held = {k: v for k, v in node.kwargs.items() if k in module.parameter_names and isinstance(v, Value)}
+        stored = {v.id for v in held.values()}
+        values = [v for v in node.inputs() if v.id not in stored]
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
         taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
         out = node.outputs[0]
@@ -191,6 +193,7 @@ class Writer:
             )
         call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
         call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
+        call |= {k: self.graph.constants[v.id] for k, v in held.items()}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         if module.weighted:
             self.peaks[node.module or node.name] = module.accumulator_peak(torch.tensor(taken[0][1].scale))
@@ -233,7 +236,8 @@ class Writer:
                 inputs.append(made[int(i[1:])])
             else:
                 inputs.append(self.build.constant(f"{node.module}.{i}".lstrip("."), step.params[i]))
-        name = node.name if last else f"{node.name}.{step.op_type}"
+        stem = node.name or type(self.net).__name__  # a net that is one layer
+        name = stem if last else f"{stem}.{step.op_type}"
         return self.build.one(
             name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
         )  # fmt: skip

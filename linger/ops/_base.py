@@ -48,6 +48,7 @@ class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
     ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
+    ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
 
@@ -63,6 +64,7 @@ class Op:
     names: Mapping[Callable[..., Any], tuple[str, ...]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
+    bias_at: float = 0.0
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -93,10 +95,12 @@ class IntModule(nn.Module):
     """State and bookkeeping that every fixed-point twin and site shares. Mixed in before the torch class.
 
     Buffers ``running_<name>`` (0-d float32) for each name in ``observed``; ``scale_<name>`` are derived from them and
-    appear in the state dict under upstream's keys.
+    appear in the state dict under upstream's keys. ``parameter_names`` are the keyword arguments of a call that hold
+    parameters of the net: no operands, ``lower`` gets the tensors and stores them as integers.
     """
 
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
+    parameter_names: ClassVar[tuple[str, ...]] = ()
     weighted: ClassVar[bool] = False
     chip: str = "venus"
     data_bits: int

@@ -50,7 +50,7 @@ class Spot:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a module in eval: its arguments with every tensor a Spot, and the parameters it had."""
+    """One call of a module in eval: its arguments with every operand a Spot, and the parameters it had or was given."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -75,16 +75,25 @@ def _spot(t: Tensor) -> Spot:
     return Spot(scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape))
 
 
-def _versions(module: Any) -> tuple[int, ...]:
-    return tuple(t._version for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+def _versions(module: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
+    held = (t for t in given.values() if isinstance(t, Tensor))
+    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    return tuple(t._version for t in (*own, *held))
+
+
+def _operands(module: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors of a call without the parameters of the net among them (``IntModule.parameter_names``)."""
+    rest = {k: v for k, v in kwargs.items() if k not in module.parameter_names}
+    return [t for t in pytree.tree_leaves((args, rest)) if isinstance(t, Tensor)]
 
 
 def seen(module: Any, args: Any, kwargs: Any, out: Tensor) -> Call:
     """What to remember of a call."""
+    held = {k: v for k, v in kwargs.items() if k in module.parameter_names}
     args, kwargs = pytree.tree_map_only(Tensor, _spot, (args, kwargs))
     return Call(
-        args=args, kwargs=kwargs, out=_spot(out), parameters=dict(module._parameters), buffers=dict(module._buffers),
-        versions=_versions(module),
+        args=args, kwargs=kwargs | held, out=_spot(out), parameters=dict(module._parameters),
+        buffers=dict(module._buffers), versions=_versions(module, held),
     )  # fmt: skip
 
 
@@ -95,7 +104,7 @@ def _real(module: Any, call: Call) -> Iterator[None]:
     with _disable_current_modes(), torch.no_grad():
         module._parameters, module._buffers = call.parameters, call.buffers
         try:
-            if _versions(module) != call.versions:
+            if _versions(module, call.kwargs) != call.versions:
                 raise LingerError("its parameters changed since the last eval forward; run the net once in eval mode")
             yield
         finally:
@@ -128,7 +137,7 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
         said = dict(enumerate(call.args)) | call.kwargs
         said = {k: v for k, v in said.items() if not any(isinstance(x, Spot) for x in pytree.tree_leaves(v))}
         steps = module.lower(tuple(operands), out, said)
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = _operands(module, args, kwargs)
     taken = [_entered(t, o, tracing.target) for t, o in zip(tensors, operands, strict=True)]
     shape = _traced_shape(module, args, kwargs)
     made: list[Tensor] = []

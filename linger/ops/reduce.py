@@ -25,7 +25,7 @@ from linger.ops.pool import divided, division_text, pool_node, ties_away
 def _dims(rank: int, dim: Any) -> tuple[int, ...]:
     """The reduced dimensions, non-negative and sorted; all of them for None and ()."""
     given = range(rank) if dim is None or dim == () else (dim,) if isinstance(dim, int) else tuple(dim)
-    return tuple(sorted(int(d) % max(rank, 1) for d in given))
+    return tuple(sorted([int(d) % max(rank, 1) for d in given]))
 
 
 class _ReduceSite(Site):

@@ -9,4 +9,5 @@ from linger.targets._softmax import Softmax
 VENUS = Target(name="venus", platform="venus", data_bits=(8, 16, 32), parameter_bits=(8,),
     functions={"iqSigmoid": SIGMOID_Q11, "iqTanh": TANH_Q11},
     softmax=Softmax(exp_rounds=False, newton=True, log_of_sum=False),
+    weight_bits={"LayerNormInt": 16}, normal_bits=16,
 )  # fmt: skip

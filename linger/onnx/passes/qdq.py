@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from linger.errors import LingerError
 from linger.onnx.passes.inline import inlined
+from linger.ops import BY_NAME
 
 INTEGERS = {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32}
 INT16_OPSET = 21  # the first in which QuantizeLinear knows int16
@@ -73,9 +74,8 @@ class _Rewriter:
             return
         for i, name in enumerate(node.input):
             if name in self.stored:
-                node.input[i] = self.dequantized(
-                    name, _stored_scale(attrs, i, self.grids.get(node.input[0], (1.0, 8))[0])
-                )
+                data = self.grids.get(node.input[0], (1.0, 8))[0]
+                node.input[i] = self.dequantized(name, _stored_scale(node.op_type, attrs, i, data))
         self.nodes.append(node)
         before = self.grids.get(node.input[0] if node.input else "")
         grid = (attrs["scale_o"], attrs["o_bits"]) if "scale_o" in attrs else before
@@ -86,12 +86,14 @@ class _Rewriter:
                 self.pair(f"{result}.real", result, *grid)
 
 
-def _stored_scale(attrs: Mapping[str, Any], position: int, data: float) -> float:
+def _stored_scale(op_type: str, attrs: Mapping[str, Any], position: int, data: float) -> float:
     """The scale of an integer parameter by its position: operand, weight (or second operand), bias; else the data's."""
     weight = attrs.get("scale_w", attrs.get("scale_y"))
     if weight is None:
         return data
-    return float((attrs["scale_x"], weight, attrs["scale_x"] * weight)[position])
+    op = BY_NAME.get(op_type)
+    product = op.bias_at if op is not None and op.bias_at else attrs["scale_x"]
+    return float((attrs["scale_x"], weight, product * weight)[position])
 
 
 def qdq(model: onnx.ModelProto) -> onnx.ModelProto:
