@@ -15,8 +15,12 @@ from linger.convert import (
 )
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
+from linger.ops.activations import SigmoidSite as iqSigmoidLayer
+from linger.ops.activations import TanhSite as iqTanhLayer
 from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
 from linger.ops.cat import CatSite as iqCatLayer
+from linger.ops.clamp import ClampSite as iqClampLayer
+from linger.ops.clamp import ReLU6Int
 from linger.ops.conv import Conv1dInt, Conv2dInt, NormalizeConv1d, NormalizeConv2d
 from linger.ops.conv_transpose import (
     ConvTranspose1dInt,
@@ -37,9 +41,9 @@ from linger.ops.elementwise import MulSite as iqMulLayer
 from linger.ops.elementwise import SubSite as iqSubLayer
 from linger.ops.linear import LinearInt, NormalizeLinear
 from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
+from linger.ops.prelu import NormalizePReLU, PReLUInt
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
-from linger.ops.relu6 import ReLU6Int
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -94,6 +98,8 @@ __all__ = [
     "NormalizeConvTransposeBN1d",
     "NormalizeConvTransposeBN2d",
     "NormalizeLinear",
+    "NormalizePReLU",
+    "PReLUInt",
     "PlatFormQuant",
     "QuantMode",
     "ReLU6Int",
@@ -119,10 +125,13 @@ __all__ = [
     "init",
     "iqAddLayer",
     "iqCatLayer",
+    "iqClampLayer",
     "iqDivLayer",
     "iqMulLayer",
+    "iqSigmoidLayer",
     "iqSubLayer",
     "iqSumLayer",
+    "iqTanhLayer",
     "normalize_layers",
     "normalize_module",
     "onnx",

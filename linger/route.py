@@ -37,6 +37,7 @@ from linger.trace import (
 REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 PREFIX = "_linger_round_tensor_"
 CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
+SHARED_COUNT = ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh")  # ``upstream`` 3.1
 
 
 def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
@@ -104,8 +105,7 @@ class Route(TorchFunctionMode):
 
     def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")
-        counter = "" if shared else tag
+        counter = "" if tag in SHARED_COUNT else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1
         name = site_name(tag, n)
@@ -114,15 +114,18 @@ class Route(TorchFunctionMode):
             child = make_site(self.owner, tag, name)
         inplace = _is_inplace(func, kwargs)
         kwargs.pop("inplace", None)
+        target = args[0]
+        if inplace and any(t.requires_grad for t in tensors_of(args)):  # autograd may keep what is overwritten
+            args = (set_grid(target.clone(), grid_of(target)), *args[1:])
         out = child(*args) if not kwargs else child(*args, **kwargs)
         if inplace:
             grid = grid_of(out)
-            args[0].copy_(out)
-            set_grid(args[0], grid)
+            target.copy_(out)
+            set_grid(target, grid)
             tape = running_tape()
             if tape is not None:
-                tape.replaced(args[0], by=out)
-            return args[0]
+                tape.replaced(target, by=out)
+            return target
         return out
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -141,7 +144,7 @@ class Route(TorchFunctionMode):
         if func is torch.stack:
             tensors, dim = args[0], kwargs.pop("dim", args[1] if len(args) > 1 else 0)
             args = [self.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim
-        alpha = kwargs.pop("alpha", 1)
+        alpha = kwargs.pop("alpha", 1) if tag in ("iqadd", "iqsub") else 1
         if len(args) == 3 and tag in ("iqadd", "iqsub"):
             alpha, args = args[2], args[:2]
         if alpha != 1:

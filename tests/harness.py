@@ -29,12 +29,18 @@ class CaseNet(nn.Module):
         return (self.op or self.function)(*gridded)
 
 
-def converted(case: Case, bits: int = 8, parameter_bits: int = 8, out_bits: int | None = None) -> CaseNet:
-    """The case in fixed point, weights spread over their range, after one training forward."""
+def converted(
+    case: Case, bits: int = 8, parameter_bits: int = 8, out_bits: int | None = None, target: str = "venus"
+) -> CaseNet:
+    """The case in fixed point, weights spread over their range, after one training forward.
+
+    Where the chip has no layers of ``bits`` bits, only the inputs are of that width.
+    """
     net = CaseNet(case, bits)
     sample = tuple(torch.randn(s) for s in case.shapes)
     linger.trace_layers(net, net, sample)
-    linger.init(net, parameter_bits=parameter_bits, data_bits=bits, out_bits=out_bits or bits)
+    data_bits = bits if bits in linger.targets.target(target).data_bits else 8
+    linger.init(net, parameter_bits=parameter_bits, data_bits=data_bits, out_bits=out_bits or data_bits, target=target)
     net(*(torch.randn(s) for s in case.shapes))
     place_inputs(net, bits)
     return net.eval()

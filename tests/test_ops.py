@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,9 @@ def check(net: CaseNet, case: Case, bits: int, path: Path, dialect: str, batches
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_equal_everywhere(case: Case, dialect: str, tmp_path: Path) -> None:
     """PyTorch eval == linger.runtime == ONNX Runtime at its four levels, from saturation to far shifts."""
-    for bits in case.bits:
+    for bits, target in itertools.product(case.bits, case.targets):
         for i, factor in enumerate(FACTORS):
-            net = converted(case, bits)
+            net = converted(case, bits, target=target)
             spread_outputs(net, factor)
             assert check(net, case, bits, tmp_path / "case.onnx", dialect, (1, 7), 100 * i) > 0
 

@@ -11,6 +11,8 @@ import torch
 
 from linger.errors import LingerError
 from linger.onnx.moves import squeezed
+from linger.ops import BY_CALL, ROWS
+from linger.ops._unary import UnarySite
 from linger.ops.pool import adaptive_window
 from linger.trace import Node, Value
 
@@ -162,42 +164,51 @@ def softmax(op_type: str) -> FloatOp:
 
 
 def clip(w: Writer, node: Node) -> ir.Value:
-    given = bind(node, "input", "min", "max") if node.op not in ("relu6", "iqrelu6") else {"min": 0.0, "max": 6.0}
-    low = given.get("min", given.get("min_val", -1.0 if node.op == "hardtanh" else None))
-    high = given.get("max", given.get("max_val", 1.0 if node.op == "hardtanh" else None))
-    bounds = [
-        None if v is None else w.build.scalar(float(v), f"{node.name}.{n}") for n, v in (("min", low), ("max", high))
-    ]
-    return emit(w, node, "Clip", [w.plain(node.args[0]), *bounds])
+    """A clamp by numbers, or by tensors that broadcast: then a Max and a Min."""
+    op = BY_CALL[node.func]  # type: ignore[index]
+    given = dict(zip(op.names[node.func], node.args[1:], strict=False)) | node.kwargs  # type: ignore[index]
+    default = {"iqrelu6": (0.0, 6.0), "iqhardtanh": (-1.0, 1.0)}.get(op.site, (None, None))
+    low, high = (given.get(n, given.get(f"{n}_val", d)) for n, d in zip(("min", "max"), default, strict=True))
+    y = w.plain(node.args[0])
+    if not any(isinstance(v, Value) for v in (low, high)):
+        names = ((low, f"{node.name}.min"), (high, f"{node.name}.max"))
+        return emit(w, node, "Clip", [y, *(None if v is None else w.build.scalar(float(v), n) for v, n in names)])
+    for bound, op_type, tail in ((low, "Max", ".above" if high is not None else ""), (high, "Min", "")):
+        y = y if bound is None else emit(w, node, op_type, [y, w.plain(bound)], tail=tail)
+    return y
 
 
-def slope(op_type: str, name: str, default: float) -> FloatOp:
-    def row(w: Writer, node: Node) -> ir.Value:
-        return emit(
-            w, node, op_type, [w.plain(node.args[0])], {"alpha": float(bind(node, "input", name).get(name, default))}
+def function(w: Writer, node: Node) -> ir.Value:
+    """A function of one tensor in the standard ops that its row gives."""
+    op = BY_CALL[node.func]  # type: ignore[index]
+    call = dict(zip(op.names[node.func], node.args[1:], strict=False)) | node.kwargs  # type: ignore[index]
+    meant, said = op.integer.meant(call)  # type: ignore[union-attr,operator]
+    return w.build.inline(node.name, meant.real, w.plain(node.args[0]), said, node.outputs[0].shape)
+
+
+def glu(w: Writer, node: Node) -> ir.Value:
+    x: Value = node.args[0]
+    axis = int(bind(node, "input", "dim", dim=-1)["dim"]) % len(x.shape)
+    a, b = (
+        w.build.one(f"{node.name}{tail}", "Slice", [w.plain(x), *map(w.build.ints, ([begin], [end], [axis]))], {}, FLOAT, None)
+        for tail, begin, end in ((".a", 0, x.shape[axis] // 2), (".b", x.shape[axis] // 2, x.shape[axis]))
+    )  # fmt: skip
+    return emit(w, node, "Mul", [a, emit(w, node, "Sigmoid", [b], tail=".gate")])
+
+
+def prelu(w: Writer, node: Node) -> ir.Value:
+    x, weight = bind(node, "input", "weight").values()
+    slopes, rank = w.plain(weight), len(x.shape)
+    if rank > 2 and weight.shape != (1,):
+        slopes = squeezed(
+            w.build,
+            f"{node.name}.slopes",
+            slopes,
+            "Unsqueeze",
+            list(range(1, rank - 1)),
+            (weight.shape[0], *[1] * (rank - 2)),
         )
-
-    return row
-
-
-def gelu(w: Writer, node: Node) -> ir.Value:
-    x, s = w.plain(node.args[0]), w.build.scalar
-    if node.kwargs.get("approximate", "none") != "none":
-        raise LingerError(f"{node.name}: gelu with approximate='tanh' cannot be exported in float; use the exact form")
-    scaled = emit(w, node, "Mul", [x, s(2**-0.5, "sqrt_half")], tail=".scaled")
-    erf = emit(w, node, "Erf", [scaled], tail=".erf")
-    half = emit(w, node, "Mul", [x, s(0.5, "half")], tail=".half")
-    return emit(w, node, "Mul", [half, emit(w, node, "Add", [erf, s(1.0, "one")], tail=".sum")])
-
-
-def silu(w: Writer, node: Node) -> ir.Value:
-    x = w.plain(node.args[0])
-    return emit(w, node, "Mul", [x, emit(w, node, "Sigmoid", [x], tail=".sigmoid")])
-
-
-def hardswish(w: Writer, node: Node) -> ir.Value:
-    x = w.plain(node.args[0])
-    return emit(w, node, "Mul", [x, emit(w, node, "HardSigmoid", [x], {"alpha": 1 / 6, "beta": 0.5}, ".gate")])
+    return emit(w, node, "PRelu", [w.plain(x), slopes])
 
 
 def reduce(op_type: str) -> FloatOp:
@@ -275,18 +286,15 @@ def embedding(w: Writer, node: Node) -> ir.Value:
 
 
 FLOAT_OPS: dict[str, FloatOp] = {
+    op.site: function for op in ROWS if isinstance(op.integer, type) and issubclass(op.integer, UnarySite)
+} | {
     "iqadd": binary("Add"), "iqsub": binary("Sub"), "iqmul": binary("Mul"), "iqdiv": binary("Div"), "iqcat": cat,
-    "iqsum": reduce("ReduceSum"), "iqmean": reduce("ReduceMean"), "iqavgpool": average, "iqrelu6": clip, "relu6": clip,
-    "matmul": binary("MatMul"), "bmm": binary("MatMul"), "__matmul__": binary("MatMul"), "pow": binary("Pow"),
+    "iqsum": reduce("ReduceSum"), "iqmean": reduce("ReduceMean"), "iqavgpool": average, "iqpow": binary("Pow"),
+    "iqclamp": clip, "iqhardtanh": clip, "iqrelu6": clip, "iqabs": unary("Abs"), "iqneg": unary("Neg"), "iqsign": unary("Sign"),
+    "iqglu": glu, "prelu": prelu, "matmul": binary("MatMul"), "bmm": binary("MatMul"), "__matmul__": binary("MatMul"),
     "maximum": binary("Max"), "minimum": binary("Min"), "gt": compare("Greater"), "lt": compare("Less"),
     "ge": compare("GreaterOrEqual"), "le": compare("LessOrEqual"), "eq": compare("Equal"),
     "conv1d": conv, "conv2d": conv, "conv_transpose1d": conv_transpose, "conv_transpose2d": conv_transpose,
     "linear": linear, "batch_norm": batch_norm, "layer_norm": layer_norm, "embedding": embedding,
-    "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"),
-    "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "sin": unary("Sin"), "cos": unary("Cos"), "exp": unary("Exp"), "log": unary("Log"), "sqrt": unary("Sqrt"),
-    "abs": unary("Abs"), "neg": unary("Neg"), "__neg__": unary("Neg"), "sign": unary("Sign"), "floor": unary("Floor"),
-    "reciprocal": unary("Reciprocal"), "erf": unary("Erf"), "softplus": unary("Softplus"), "softsign": unary("Softsign"),
-    "hardtanh": clip, "clamp": clip, "clip": clip, "gelu": gelu, "silu": silu, "hardswish": hardswish,
-    "hardsigmoid": unary("HardSigmoid", alpha=1 / 6, beta=0.5), "leaky_relu": slope("LeakyRelu", "negative_slope", 0.01),
-    "elu": slope("Elu", "alpha", 1.0),
+    "softmax": softmax("Softmax"), "log_softmax": softmax("LogSoftmax"), "floor": unary("Floor"),
 }  # fmt: skip

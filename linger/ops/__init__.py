@@ -8,22 +8,25 @@ from typing import Any
 from torch import nn
 
 from linger.ops import (
+    activations,
     batchnorm,
     cat,
+    clamp,
     conv,
     conv_transpose,
     convbn,
     divide,
+    elementary,
     elementwise,
+    glu,
     linear,
     pad,
     pool,
+    prelu,
     quant,
     reduce,
-    relu6,
-    sigmoid,
+    sign,
     standard,
-    tanh,
 )
 from linger.ops._base import IntModule, Op
 from linger.ops._case import Case
@@ -36,15 +39,18 @@ MODULES = (
     convbn,
     linear,
     batchnorm,
-    relu6,
+    clamp,
+    prelu,
     pool,
     elementwise,
     divide,
     reduce,
     cat,
     pad,
-    sigmoid,
-    tanh,
+    activations,
+    elementary,
+    sign,
+    glu,
     standard,
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
