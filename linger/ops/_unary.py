@@ -220,7 +220,11 @@ def table_form(platform: str, x: Operand, out: Operand, said: Mapping[str, float
 def integer_table(
     function: Function, scale_x: float, scale_o: float, bits: int, o_bits: int, platform: str, said: Mapping[str, float]
 ) -> np.ndarray:
-    """Equation (1), or (2) where the chip has the function, for every level of ``bits`` bits, lowest first."""
+    """Equation (1), or (2) where the chip has the function, for every level of ``bits`` bits, lowest first.
+
+    A fixed output scale is what the function says, as on the chip; a file's ``scale_o`` does not change it.
+    """
+    scale_o = 2.0 ** (o_bits - function.fixed) if function.fixed else scale_o
     k = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
     table = TARGETS[platform.lower()].functions.get(function.op_type)
     if table is not None:
@@ -236,12 +240,12 @@ def runner(function: Function) -> Callable[..., np.ndarray]:
     """``run`` of a function."""
 
     def run(
-        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 0, **attrs: Any
+        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 8, **attrs: Any
     ) -> np.ndarray:
         """x int8 or int16 of any shape -> the same shape in ``o_bits`` bits."""
         bits = 8 * x.dtype.itemsize
         said = {name: attrs[name] for name in function.numbers}
-        table = integer_table(function, scale_x, scale_o, bits, o_bits or bits, platform, said)
+        table = integer_table(function, scale_x, scale_o, bits, o_bits, platform, said)
         return table[x.astype(np.int64) + 2 ** (bits - 1)]
 
     return run

@@ -24,8 +24,41 @@ def _above_0(v: Tensor, slope: Tensor) -> Tensor:
     return torch.where(v > 0, slope, 0.0)
 
 
+def _root_line(v: Tensor) -> Tensor:
+    """The root to 24 bits: exact where the root has no more, whatever the last bit of a library's root is."""
+    return v.clamp_min(0).sqrt().float().double()
+
+
+def _root_rest(v: Tensor) -> Tensor:
+    """root - line = (v - line^2) / (root + line), the numerator exact."""
+    line = _root_line(v)
+    return torch.where(v > 0, (v - line * line) / (v.sqrt() + line), 0.0)
+
+
 def _root(v: Tensor) -> Tensor:
-    return v.clamp_min(0).sqrt()
+    return _root_line(v) + _root_rest(v)
+
+
+def _root_numpy(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    root = np.sqrt(np.maximum(v, 0))
+    line = root.astype(np.float32).astype(np.float64)
+    return line, np.where(v > 0, (v - line**2) / (root + line), 0)
+
+
+def _log2_line(v: Tensor) -> Tensor:
+    """floor(log2 v)"""
+    return torch.frexp(v.clamp_min(0))[1].double() - 1
+
+
+def _log2_rest(v: Tensor) -> Tensor:
+    """log2 of v / 2^line, which is in 1 .. 2: exactly 0 for a power of two in every library."""
+    mantissa, _ = torch.frexp(v.clamp_min(0))
+    return torch.log(2 * mantissa) / math.log(2)
+
+
+def _log2_numpy(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mantissa, n = np.frexp(np.maximum(v, 0))
+    return n - 1.0, np.log2(mantissa + mantissa)
 
 
 EXP = Function(
@@ -42,9 +75,10 @@ LOG = Function(
 )  # fmt: skip
 LOG2 = Function(
     op_type="iqLog2", real="n = Log (X)\nc = Constant <value = float {1.442695}> ()\nY = Mul (n, c)",
-    rest=lambda v: v.clamp_min(0).log2(),
+    line=_log2_line,
+    rest=_log2_rest,
     slope=lambda v: _above_0(v, 1 / (v * math.log(2))),
-    numpy=lambda v: (0.0, np.log2(np.maximum(v, 0))),
+    numpy=_log2_numpy,
 )  # fmt: skip
 ERF = Function(
     op_type="iqErf", fixed=1, real="Y = Erf (X)",
@@ -79,15 +113,16 @@ CUBE = Function(
 )  # fmt: skip
 SQRT = Function(
     op_type="iqSqrt", real="Y = Sqrt (X)",
-    rest=_root,
+    line=_root_line,
+    rest=_root_rest,
     slope=lambda v: _above_0(v, 0.5 / _root(v)),
-    numpy=lambda v: (0.0, np.sqrt(np.maximum(v, 0))),
+    numpy=_root_numpy,
 )  # fmt: skip
 RSQRT = Function(
     op_type="iqRsqrt", real="s = Sqrt (X)\nY = Reciprocal (s)",
     rest=lambda v: 1 / _root(v),
     slope=lambda v: _above_0(v, -0.5 / (v * _root(v))),
-    numpy=lambda v: (0.0, 1 / np.sqrt(np.maximum(v, 0))),
+    numpy=lambda v: (0.0, 1 / sum(_root_numpy(v))),
 )  # fmt: skip
 RECIPROCAL = Function(
     op_type="iqReciprocal", pole=True, real="Y = Reciprocal (X)",
