@@ -13,8 +13,12 @@ from linger.convert import (
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
+from linger.ops.activations import SigmoidSite as iqSigmoidLayer
+from linger.ops.activations import TanhSite as iqTanhLayer
 from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
 from linger.ops.cat import CatSite as iqCatLayer
+from linger.ops.clamp import ClampSite as iqClampLayer
+from linger.ops.clamp import ReLU6Int
 from linger.ops.conv import Conv1dInt, Conv2dInt, NormalizeConv1d, NormalizeConv2d
 from linger.ops.conv_transpose import (
     ConvTranspose1dInt,
@@ -46,9 +50,9 @@ from linger.ops.groupnorm import (
 from linger.ops.layernorm import LayerNormInt, NormalizeLayerNorm
 from linger.ops.linear import LinearInt, NormalizeLinear
 from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
+from linger.ops.prelu import NormalizePReLU, PReLUInt
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
-from linger.ops.relu6 import ReLU6Int
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.variance import VarSite as iqVarLayer
 from linger.settings import (
@@ -114,7 +118,9 @@ __all__ = [
     "NormalizeInstanceNorm3d",
     "NormalizeLayerNorm",
     "NormalizeLinear",
+    "NormalizePReLU",
     "NormalizeRMSNorm",
+    "PReLUInt",
     "PlatFormQuant",
     "QuantMode",
     "RMSNormInt",
@@ -142,10 +148,13 @@ __all__ = [
     "init",
     "iqAddLayer",
     "iqCatLayer",
+    "iqClampLayer",
     "iqDivLayer",
     "iqMulLayer",
+    "iqSigmoidLayer",
     "iqSubLayer",
     "iqSumLayer",
+    "iqTanhLayer",
     "iqVarLayer",
     "normalize_layers",
     "normalize_module",

@@ -150,7 +150,7 @@ class Route(TorchFunctionMode):
 
     def scaled(self, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call without ``alpha``, which becomes a product before."""
-        alpha = kwargs.pop("alpha", 1)
+        alpha = kwargs.pop("alpha", 1) if tag in ("iqadd", "iqsub") else 1
         if len(args) == 3 and tag in ("iqadd", "iqsub"):
             alpha, args = args[2], args[:2]
         if alpha != 1:
