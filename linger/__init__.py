@@ -35,6 +35,7 @@ from linger.ops.divide import DivSite as iqDivLayer
 from linger.ops.elementwise import AddSite as iqAddLayer
 from linger.ops.elementwise import MulSite as iqMulLayer
 from linger.ops.elementwise import SubSite as iqSubLayer
+from linger.ops.embedding import EmbeddingInt, NormalizeEmbedding
 from linger.ops.linear import LinearInt, NormalizeLinear
 from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
 from linger.ops.quant import ScaledRoundLayer
@@ -79,6 +80,7 @@ __all__ = [
     "ConvTranspose2dInt",
     "DefaultNormalizeIntXModule",
     "DefaultQuantIntXOP",
+    "EmbeddingInt",
     "EmptyBatchNorm",
     "LinearInt",
     "LingerError",
@@ -93,6 +95,7 @@ __all__ = [
     "NormalizeConvTranspose2d",
     "NormalizeConvTransposeBN1d",
     "NormalizeConvTransposeBN2d",
+    "NormalizeEmbedding",
     "NormalizeLinear",
     "PlatFormQuant",
     "QuantMode",

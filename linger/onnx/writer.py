@@ -152,7 +152,12 @@ class Writer:
         module.require_ranges()
         values = node.inputs()
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
-        taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
+        taken = [
+            (self.as_is(v), Operand(scale=1.0, bits=0, shape=v.shape))
+            if i in module.raw
+            else self.integers(v, module, i, bits)
+            for i, v in enumerate(values)
+        ]
         out = node.outputs[0]
         if out.scale is None:
             raise LingerError(f"{node.name}: the result has no grid; report this layer")

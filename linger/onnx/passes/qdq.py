@@ -90,6 +90,8 @@ def _stored_scale(attrs: Mapping[str, Any], position: int, data: float) -> float
     weight = attrs.get("scale_w", attrs.get("scale_y"))
     if weight is None:
         return data
+    if "scale_x" not in attrs:  # a table
+        return float(weight)
     return float((attrs["scale_x"], weight, attrs["scale_x"] * weight)[position])
 
 
