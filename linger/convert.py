@@ -32,7 +32,7 @@ DefaultNormalizeIntXModule = tuple(sorted(NORMALIZABLE, key=lambda t: t.__name__
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
 # Layers that need no twin: they move or drop values, and the grid goes through.
 TRANSPARENT = (
-    nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten,
+    nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten,
     nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, EmptyBatchNorm,
 )  # fmt: skip
 

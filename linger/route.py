@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid
 from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
+from linger.ops.select import selects, stable
 from linger.targets import target as find_target
 from linger.trace import (
     ALPHA_DROPOUTS,
@@ -86,7 +87,7 @@ class Route(TorchFunctionMode):
         tape = running_tape()
         encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
         grid = grid_of(first) if isinstance(first, Tensor) else None
-        out = func(*args, **kwargs)
+        out = (func if grid is None else stable(func))(*args, **kwargs)
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
             set_grid(first, None)
             if tape is not None and not tensors_of(out):
@@ -162,7 +163,7 @@ def _any_grid(tree: Any) -> bool:
 
 
 def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
-    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
+    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs) or selects(func, args, kwargs):
         return True
     return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not _dropout_rate(args, kwargs)
 

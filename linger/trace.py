@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from linger.errors import LingerError
 from linger.numerics import grid_of, version
 from linger.ops import BY_CALL, IntModule
+from linger.ops.select import SELECTS
 
 T: Any = Tensor
 
@@ -193,7 +194,7 @@ def user_line() -> str:
 
 
 def _plain_name(func: Callable[..., Any]) -> str:
-    name = BY_CALL[func].site if func in BY_CALL else PASS.get(func) or PASS_INPLACE.get(func)
+    name = SELECTS.get(func) or (BY_CALL[func].site if func in BY_CALL else PASS.get(func) or PASS_INPLACE.get(func))
     if func in DROPOUTS or func in ALPHA_DROPOUTS:
         return "dropout"
     if name:

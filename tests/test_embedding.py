@@ -189,6 +189,7 @@ def test_qdq_and_plain_export(tmp_path: Path) -> None:
     assert np.array_equal(linger.runtime.load(tmp_path / "plain.onnx")(x), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_compiled() -> None:
     net = made(Tagger)
     x = torch.arange(6).view(2, 3)

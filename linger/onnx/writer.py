@@ -15,6 +15,7 @@ from linger.errors import LingerError
 from linger.onnx.builder import DTYPES, THINKER, Builder
 from linger.onnx.float_ops import FLOAT_OPS
 from linger.onnx.moves import MOVES
+from linger.onnx.selects import SELECTED
 from linger.onnx.sizes import is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.trace import Graph, Node, Value
@@ -124,6 +125,8 @@ class Writer:
             return  # made without any tensor: a constant, written where it is used
         elif node.op in MOVES:
             self.moved(node)
+        elif node.op in SELECTED:
+            self.selected(node)
         else:
             self.float_op(node)
 
@@ -137,6 +140,15 @@ class Writer:
         for v, made in zip(node.outputs, MOVES[node.op](self.build, node, x), strict=True):
             held[v.id] = made
 
+    def selected(self, node: Node) -> None:
+        """Values of a gridded tensor stay integers; its indices and everything of a plain one have no grid."""
+        source = node.inputs()[0]
+        kept = source.scale is not None and (node.outputs[0].scale is not None or node.outputs[0].dtype == torch.int64)
+        x = self.exact[source.id] if kept else self.as_is(source)
+        for v, made in zip(node.outputs, SELECTED[node.op](self, node, x), strict=True):
+            held = self.exact if v.scale is not None else self.floats
+            held[v.id] = made
+
     def float_op(self, node: Node) -> None:
         row = FLOAT_OPS.get(node.op)
         if row is None:
@@ -144,7 +156,8 @@ class Writer:
                 f"{node.name}: {node.op} at {node.source} cannot be exported, allowed are fixed-point layers, calls that move "
                 f"values, and {', '.join(sorted(FLOAT_OPS))}; rewrite the call, or keep it out of the exported net"
             )
-        self.islands.append(f"{node.name} ({node.op})")
+        if node.outputs[0].dtype != torch.bool:  # a comparison loses nothing
+            self.islands.append(f"{node.name} ({node.op})")
         self.floats[node.outputs[0].id] = row(self, node)
 
     def lowered(self, node: Node, module: IntModule) -> None:

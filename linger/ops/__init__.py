@@ -25,6 +25,7 @@ from linger.ops import (
     sigmoid,
     standard,
     tanh,
+    where,
 )
 from linger.ops._base import IntModule, Op
 from linger.ops._case import Case
@@ -47,6 +48,7 @@ MODULES = (
     pad,
     sigmoid,
     tanh,
+    where,
     standard,
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
