@@ -41,6 +41,7 @@ from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.relu6 import ReLU6Int
+from linger.ops.shuffle import channel_shuffle
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -116,6 +117,7 @@ __all__ = [
     "SetIQTensorTanh",
     "SetIQTensorVar",
     "SetPlatFormQuant",
+    "channel_shuffle",
     "config",
     "disable_normalize",
     "disable_quant",
