@@ -13,6 +13,7 @@ from linger.ops import (
     conv,
     conv_transpose,
     convbn,
+    cumsum,
     divide,
     elementwise,
     embedding,
@@ -27,6 +28,8 @@ from linger.ops import (
     sigmoid,
     standard,
     tanh,
+    triangle,
+    unfold,
     where,
 )
 from linger.ops._base import IntModule, Op
@@ -53,6 +56,9 @@ MODULES = (
     sigmoid,
     tanh,
     where,
+    cumsum,
+    triangle,
+    unfold,
     standard,
 )
 ROWS: tuple[Op, ...] = tuple(op for module in MODULES for op in module.OPS)
