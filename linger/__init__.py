@@ -37,6 +37,7 @@ from linger.ops.divide import DivSite as iqDivLayer
 from linger.ops.elementwise import AddSite as iqAddLayer
 from linger.ops.elementwise import MulSite as iqMulLayer
 from linger.ops.elementwise import SubSite as iqSubLayer
+from linger.ops.embedding import EmbeddingInt, NormalizeEmbedding
 from linger.ops.groupnorm import (
     GroupNormInt,
     InstanceNorm1dInt,
@@ -54,6 +55,7 @@ from linger.ops.prelu import NormalizePReLU, PReLUInt
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
+from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
 from linger.settings import (
     PlatFormQuant,
@@ -93,6 +95,7 @@ __all__ = [
     "ConvTranspose2dInt",
     "DefaultNormalizeIntXModule",
     "DefaultQuantIntXOP",
+    "EmbeddingInt",
     "EmptyBatchNorm",
     "GroupNormInt",
     "InstanceNorm1dInt",
@@ -112,6 +115,7 @@ __all__ = [
     "NormalizeConvTranspose2d",
     "NormalizeConvTransposeBN1d",
     "NormalizeConvTransposeBN2d",
+    "NormalizeEmbedding",
     "NormalizeGroupNorm",
     "NormalizeInstanceNorm1d",
     "NormalizeInstanceNorm2d",
@@ -142,6 +146,7 @@ __all__ = [
     "SetIQTensorVar",
     "SetPlatFormQuant",
     "__version__",
+    "channel_shuffle",
     "config",
     "disable_normalize",
     "disable_quant",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linger.numerics import grid_of
+from linger.selects import SELECTS, selects
 
 T: Any = Tensor
 Call = Callable[..., Any]
@@ -89,7 +90,9 @@ def plain_name(func: Call) -> str:
     """What a call is called in a graph: the move it is, else its own name without underscores around it."""
     if func in DROPOUTS or func in ALPHA_DROPOUTS:
         return "dropout"
-    name = PASS.get(func) or PASS_INPLACE.get(func) or str(getattr(func, "__name__", func)).strip("_")
+    name = (
+        SELECTS.get(func) or PASS.get(func) or PASS_INPLACE.get(func) or str(getattr(func, "__name__", func)).strip("_")
+    )
     return "pad" if func is torch.constant_pad_nd else name
 
 
@@ -105,7 +108,7 @@ def cast_to(func: Call, args: Any, kwargs: Mapping[str, Any]) -> torch.dtype | N
 
 def keeps_grid(func: Call, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether the result is on the first operand's grid: values only move, or zeros join them."""
-    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
+    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs) or selects(func, args, kwargs):
         return True
     return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not dropout_rate(args, kwargs)
 

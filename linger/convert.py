@@ -27,10 +27,10 @@ ALWAYS_QUANTIZED = (nn.ReLU6, *FUSED.values(), *(op.normalized for op in BY_FLOA
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
 # Layers that need no twin: they move or drop values, and the grid goes through.
 TRANSPARENT = (
-    nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten,
-    nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d,
-    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d, nn.PixelShuffle, nn.PixelUnshuffle,
-    EmptyBatchNorm,
+    nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout1d,
+    nn.Dropout2d, nn.AlphaDropout, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+    nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, nn.PixelShuffle, nn.PixelUnshuffle, EmptyBatchNorm,
 )  # fmt: skip
 
 

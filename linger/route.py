@@ -36,6 +36,7 @@ from linger.calls import (
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
 from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
+from linger.selects import stable
 from linger.targets import target as find_target
 from linger.trace import Tape, running_tape, tensors_of
 
@@ -97,7 +98,7 @@ class Route(TorchFunctionMode):
         grid = grid_of(first) if isinstance(first, Tensor) else None
         inplace = isinstance(first, Tensor) and is_inplace(func, kwargs)
         before = version(first) if inplace else 0
-        out = func(*args, **kwargs)
+        out = (func if grid is None else stable(func))(*args, **kwargs)
         if inplace:
             set_grid(first, None)
             if tape is not None:

@@ -26,7 +26,7 @@ class Config:
 
     platform_quant: PlatFormQuant = PlatFormQuant.luna_quant
     bn_frozen: bool = False
-    off: set[str] = field(default_factory=lambda: {"function_bmm", "channel_shuffle"})
+    off: set[str] = field(default_factory=lambda: {"function_bmm"})
 
 
 config = Config()
@@ -112,5 +112,5 @@ def SetFunctionBmmQuant(enable: bool = True) -> None:
 
 
 def SetFunctionChannelShuffleQuant(enable: bool = True) -> None:
-    """Channel shuffles in fixed point or in float (default)."""
+    """Channel shuffles in fixed point (default) or in float."""
     _switch(("channel_shuffle",), enable)

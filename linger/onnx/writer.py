@@ -17,6 +17,7 @@ from linger.onnx.emit import written
 from linger.onnx.float_ops import FLOAT_OPS, OTHER, RANDOM, SIZED
 from linger.onnx.indexing import INDEXING, assigned
 from linger.onnx.moves import MOVES
+from linger.onnx.selects import SELECTED
 from linger.onnx.sizes import Dyn, is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.trace import Graph, Node, Value
@@ -139,6 +140,8 @@ class Writer:
             return  # written where it is used
         elif node.op in MOVES or node.op in INDEXING:
             self.moved(node)
+        elif node.op in SELECTED:
+            self.selected(node)
         else:
             self.float_op(node)
 
@@ -160,6 +163,15 @@ class Writer:
         for v, made in zip(node.outputs, move(self, node, x), strict=True):
             held[v.id] = made
 
+    def selected(self, node: Node) -> None:
+        """Values of a gridded tensor stay integers; its indices and everything of a plain one have no grid."""
+        source = node.inputs()[0]
+        kept = source.scale is not None and (node.outputs[0].scale is not None or node.outputs[0].dtype == torch.int64)
+        x = self.exact[source.id] if kept else self.as_is(source)
+        for v, made in zip(node.outputs, SELECTED[node.op](self, node, x), strict=True):
+            held = self.exact if v.scale is not None else self.floats
+            held[v.id] = made
+
     def float_op(self, node: Node) -> None:
         if node.op == "setitem":
             made = [assigned(self, node)]
@@ -174,7 +186,8 @@ class Writer:
             if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
                 raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
             made = written(self, node, row)
-        self.islands.append(f"{node.name} ({node.op})")
+        if node.outputs[0].dtype != torch.bool:  # a comparison loses nothing
+            self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
 
     def lowered(self, node: Node, module: IntModule) -> None:
@@ -184,7 +197,12 @@ class Writer:
         stored = {v.id for v in held.values()}
         values = [v for v in node.inputs() if v.id not in stored]
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
-        taken = [self.integers(v, module, i, bits) for i, v in enumerate(values)]
+        taken = [
+            (self.as_is(v), Operand(scale=1.0, bits=0, shape=v.shape))
+            if i in module.raw
+            else self.integers(v, module, i, bits)
+            for i, v in enumerate(values)
+        ]
         out = node.outputs[0]
         if out.scale is None:
             raise LingerError(

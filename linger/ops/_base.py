@@ -102,6 +102,7 @@ class IntModule(nn.Module):
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
     parameter_names: ClassVar[tuple[str, ...]] = ()
     weighted: ClassVar[bool] = False
+    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that are indices or conditions, not data
     chip: str = "venus"
     data_bits: int
     parameter_bits: int

@@ -131,7 +131,9 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
         out = _operand(call.out)
         bits = module.operand_bits([s.bits for s in given])
         operands = [
-            module.taken(i, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)
+            Operand(scale=1.0, bits=0, shape=s.shape)
+            if i in module.raw
+            else module.taken(i, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)
             for i, s in enumerate(given)
         ]
         said = dict(enumerate(call.args)) | call.kwargs
@@ -156,7 +158,7 @@ def _operand(s: Spot) -> Operand:
 def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
     """The traced tensor as integers on the grid of ``wanted``; one Quant per tensor and grid."""
     grid = grid_of(t)
-    if grid is not None and grid.bits == wanted.bits:
+    if not wanted.bits or (grid is not None and grid.bits == wanted.bits):
         return t
     made: dict[tuple[float, int], Tensor] = t.__dict__.setdefault("quantized", {})
     key = (wanted.scale, wanted.bits)
@@ -208,6 +210,8 @@ def _traced_shape(module: Any, args: Any, kwargs: Any) -> Any:
 
     def stand_in(t: Tensor) -> Tensor:
         grid = grid_of(t)
+        if grid is None and not t.is_floating_point():
+            return t  # an index or a condition
         return set_grid(
             t.to(torch.float32, copy=True), Grid(t.new_ones((), dtype=torch.float32), grid.bits if grid else 8)
         )

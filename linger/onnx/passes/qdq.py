@@ -91,6 +91,8 @@ def _stored_scale(op_type: str, attrs: Mapping[str, Any], position: int, data: f
     weight = attrs.get("scale_w", attrs.get("scale_y"))
     if weight is None:
         return data
+    if "scale_x" not in attrs:  # a table
+        return float(weight)
     op = BY_NAME.get(op_type)
     product = op.bias_at if op is not None and op.bias_at else attrs["scale_x"]
     return float((attrs["scale_x"], weight, product * weight)[position])
