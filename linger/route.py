@@ -9,40 +9,47 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from linger.errors import LingerError
-from linger.numerics import Grid, fake_quant, grid_of, set_grid
-from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
-from linger.targets import target as find_target
-from linger.trace import (
-    ALPHA_DROPOUTS,
+from linger.calls import (
+    ASSIGN,
+    BATCHED,
+    CASTS,
     DROPOUTS,
-    PASS,
-    PASS_INPLACE,
+    JOINS,
     QUERIES,
-    T,
+    REVERSED,
+    cast_to,
+    dropout_rate,
     first_positional,
-    running_tape,
-    tensors_of,
-    user_line,
+    is_inplace,
+    keeps_grid,
+    plain_name,
 )
+from linger.errors import LingerError
+from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
+from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
+from linger.selects import stable
+from linger.targets import target as find_target
+from linger.trace import Tape, running_tape, tensors_of
 
-REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 PREFIX = "_linger_round_tensor_"
-CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
-SHARED_COUNT = ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh")  # ``upstream`` 3.1
+_INSIDE: ContextVar[bool] = ContextVar(
+    "_INSIDE", default=False
+)  # a converted net's forward runs: what it holds is no root
+SHARED = {  # tags that are counted together, as upstream does
+    "iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh", "iqvar", "SoftmaxInt", "LogSoftmaxInt",
+}  # fmt: skip
 
 
-def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
+SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
 class Route(TorchFunctionMode):
@@ -58,75 +65,70 @@ class Route(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if func in QUERIES:
                 return func(*args, **(kwargs or {}))
-            return self.call(func, *first_positional(args, kwargs or {}))
+            return self.call(func, *first_positional(func, args, kwargs))
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
+        seen = gridded or running_tape() is not None or _symbolic.TRACING.get() is not None
+        if seen and func in MADE_OF:
+            return MADE_OF[func](self, *args, **kwargs)
         op = BY_CALL.get(func)
         if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
             normal = self.normal(func, op.site, args, dict(kwargs))
-            if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
+            if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
                 return self.site(func, op.site, *normal)
-        if gridded or running_tape() is not None or _symbolic.TRACING.get() is not None:
+        if seen:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
-        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+        if isinstance(first, Tensor) and is_inplace(func, kwargs):
             set_grid(first, None)
         return out
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
         if _symbolic.TRACING.get() is not None:
-            if func in CASTS and gridded:
-                return args[0]
-            if not _keeps_grid(func, args, kwargs):
-                args, kwargs = _symbolic.dequantized((args, kwargs))
+            if gridded and func in CASTS and cast_to(func, args, kwargs) in (None, torch.float32):
+                return args[0]  # integers stand for float32
+            args, kwargs = _traced(func, args, kwargs, gridded)
         first: Any = args[0] if args else None
         tape = running_tape()
-        encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
+        encoded = _encoded(tape, func, args, kwargs) if tape else None
         grid = grid_of(first) if isinstance(first, Tensor) else None
-        out = func(*args, **kwargs)
-        if isinstance(first, Tensor) and _is_inplace(func, kwargs):
+        inplace = isinstance(first, Tensor) and is_inplace(func, kwargs)
+        before = version(first) if inplace else 0
+        out = (func if grid is None else stable(func))(*args, **kwargs)
+        if inplace:
             set_grid(first, None)
-            if tape is not None and not tensors_of(out):
-                raise LingerError(
-                    f"{user_line()}: assignment into a tensor cannot be exported; use torch.cat or torch.where"
-                )
-        if grid is not None and _keeps_grid(func, args, kwargs):
-            for t in out if isinstance(out, (tuple, list)) else (out,):
+            if tape is not None:
+                tape.changed(first, before)
+        if grid is not None and keeps_grid(func, args, kwargs):
+            for t in tensors_of(out):
                 set_grid(t, grid if t.dtype == first.dtype else None)
         elif grid is not None and func in DROPOUTS:
-            out = _dropped(out, grid, _dropout_rate(args, kwargs))
-        if tape is not None and encoded is not None and tensors_of(out):
-            tape.call(func, *encoded, out)
+            out = _dropped(out, grid, dropout_rate(args, kwargs))
+        if tape is not None and encoded is not None:
+            made = first if func is ASSIGN else out
+            if tensors_of(made):
+                tape.call(func, *encoded, made)
         return out
 
     def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        counter = "" if tag in SHARED_COUNT else tag
+        counter = "" if tag in SHARED else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1
         name = site_name(tag, n)
         child = children(self.owner).get(name)
         if child is None:
+            _refuse_other(self.owner, tag, n, name)
             child = make_site(self.owner, tag, name)
-        inplace = _is_inplace(func, kwargs)
+        inplace = func in SITE_INPLACE or bool(kwargs.get("inplace"))
         kwargs.pop("inplace", None)
-        target = args[0]
-        if inplace and any(t.requires_grad for t in tensors_of(args)):  # autograd may keep what is overwritten
-            args = (set_grid(target.clone(), grid_of(target)), *args[1:])
-        out = child(*args) if not kwargs else child(*args, **kwargs)
-        if inplace:
-            grid = grid_of(out)
-            target.copy_(out)
-            set_grid(target, grid)
-            tape = running_tape()
-            if tape is not None:
-                tape.replaced(target, by=out)
-            return target
-        return out
+        if not inplace:
+            return child(*args, **kwargs)
+        return _overwritten(args[0], child(_kept(args[0]), *args[1:], **kwargs))
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""
@@ -136,14 +138,19 @@ class Route(TorchFunctionMode):
             args = (*args, kwargs.pop("other"))
         if "axis" in kwargs:
             kwargs["dim"] = kwargs.pop("axis")
+        if kwargs.get("rounding_mode", "") is None:
+            del kwargs["rounding_mode"]
         if kwargs.pop("out", None) is not None:
             raise LingerError(f"{tag} with out= has no fixed-point form; assign the result instead", self.path())
         names = BY_CALL[func].names.get(func)
         if names is not None:
             args, kwargs = args[:1], dict(zip(names, args[1:], strict=False)) | kwargs
-        if func is torch.stack:
-            tensors, dim = args[0], kwargs.pop("dim", args[1] if len(args) > 1 else 0)
-            args = [self.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim
+        if func in JOINS:
+            args = (_joined(args[0]), *args[1:])
+        return self.scaled(tag, args, kwargs)
+
+    def scaled(self, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The call without ``alpha``, which becomes a product before."""
         alpha = kwargs.pop("alpha", 1) if tag in ("iqadd", "iqsub") else 1
         if len(args) == 3 and tag in ("iqadd", "iqsub"):
             alpha, args = args[2], args[:2]
@@ -156,32 +163,126 @@ class Route(TorchFunctionMode):
         return type(self.owner).__name__
 
 
+def _refuse_other(owner: nn.Module, tag: str, n: int, name: str) -> None:
+    """Raise if a checkpoint brought another call's site for this place in the count."""
+    for other in SHARED if tag in SHARED else ():
+        site: Any = children(owner).get(site_name(other, n))
+        if site is not None and not site.used:
+            error = LingerError(
+                f"found this site in the checkpoint where the forward has {name}, allowed are checkpoints of this net; load one"
+            )
+            error.module = site
+            raise error
+
+
+def _traced(func: Any, args: Any, kwargs: Any, gridded: bool) -> tuple[Any, Any]:
+    """The operands of a call that ``torch.onnx.export`` traces: integers where values only move, else floats."""
+    cast = gridded and func in CASTS and cast_to(func, args, kwargs) is not None
+    if keeps_grid(func, args, kwargs) and not cast:
+        return args, kwargs
+    if gridded and is_inplace(func, kwargs):
+        raise LingerError(
+            f"found {plain_name(func)} on a fixed-point tensor in place, allowed in torch.onnx.export are calls that "
+            "return a new one; use linger.onnx.export, or a call without the underscore"
+        )
+    return _symbolic.dequantized((args, kwargs))  # type: ignore[no-any-return]
+
+
+def _encoded(tape: Tape, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The operands of a call as the tape's values."""
+    if func is ASSIGN:
+        return (tape.before_assignment(*args), *tape.encode(args[1:])), {}
+    return tape.encode(args), tape.encode(kwargs)
+
+
+def _kept(target: Tensor) -> Tensor:
+    """What an in-place call reads: a copy, since autograd needs it after ``target`` is overwritten."""
+    if not torch.is_grad_enabled():
+        return target
+    return set_grid(target.clone(), grid_of(target))
+
+
+def _overwritten(target: Tensor, out: Tensor) -> Tensor:
+    """The end of an in-place call: ``target`` holds ``out`` and is on its grid."""
+    before, tape = version(target), running_tape()
+    target.copy_(out)
+    set_grid(target, grid_of(out) if target.dtype == out.dtype else None)
+    if tape is not None:
+        tape.changed(target, before)
+        tape.replaced(target, by=out)
+    return target
+
+
+def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The operands of torch.cat, without the empty ``torch.tensor([])`` that a loop may start with."""
+    ranked = [t for t in tensors if t.dim() != 1 or t.numel()]
+    return ranked or list(tensors)
+
+
+def _batched(func: Any, first: Any) -> bool:
+    return func not in BATCHED or first.dim() == BATCHED[func]
+
+
+# --- calls made of other calls, each with a form of its own
+
+
+def _stack(route: Route, tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    return route.call(torch.cat, ([route.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim), {})
+
+
+def _side_by_side(rank: int, dim: int, last: bool = False) -> Callable[..., Any]:
+    """hstack, vstack, dstack, column_stack: torch.cat of tensors brought to ``rank`` axes."""
+
+    def made_of(route: Route, tensors: Sequence[Tensor]) -> Any:
+        parts = list(tensors)
+        for i, t in enumerate(parts):
+            if t.dim() == 1 and rank > 1:
+                parts[i] = route.call(torch.unsqueeze, (t, 1 if last else 0), {})
+            if t.dim() == 2 and rank == 3:
+                parts[i] = route.call(torch.unsqueeze, (t, 2), {})
+        return route.call(torch.cat, (parts, dim if parts[0].dim() > 1 else 0), {})
+
+    return made_of
+
+
+def _broadcast(route: Route, *tensors: Any) -> Any:
+    flat = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else tensors
+    shape = torch.broadcast_shapes(*(t.shape for t in flat))
+    return tuple(route.call(Tensor.expand, (t, *shape), {}) for t in flat)
+
+
+def _spread_and_mean(spread: Callable[..., Any]) -> Callable[..., Any]:
+    """var_mean and std_mean: the two calls that they stand for."""
+
+    def made_of(route: Route, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(("dim", "unbiased", "keepdim"), args, strict=False)) | kwargs
+        if isinstance(given.get("dim"), bool):
+            given["unbiased"] = given.pop("dim")
+        of_mean = {k: v for k, v in given.items() if k in ("dim", "keepdim")}
+        return route.call(spread, (x,), given), route.call(torch.mean, (x,), of_mean)
+
+    return made_of
+
+
+MADE_OF: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.stack: _stack,
+    torch.hstack: _side_by_side(1, 1),
+    torch.vstack: _side_by_side(2, 0),
+    torch.row_stack: _side_by_side(2, 0),
+    torch.dstack: _side_by_side(3, 2),
+    torch.column_stack: _side_by_side(2, 1, last=True),
+    torch.broadcast_tensors: _broadcast,
+    torch.var_mean: _spread_and_mean(torch.var),
+    torch.std_mean: _spread_and_mean(torch.std),
+}
+
+
 def _any_grid(tree: Any) -> bool:
     if isinstance(tree, Tensor):
         return grid_of(tree) is not None
     if isinstance(tree, (tuple, list)):
         return any(_any_grid(t) for t in tree)
     return isinstance(tree, dict) and any(_any_grid(t) for t in tree.values())
-
-
-def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
-    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
-        return True
-    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not _dropout_rate(args, kwargs)
-
-
-def _dropout_rate(args: Any, kwargs: Any) -> float:
-    """p of a dropout that is active, 0 of one that is not."""
-    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
-
-
-def _pads_zero(func: Any, args: Any, kwargs: Any) -> bool:
-    if func is not F.pad:
-        return False
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
-    value = kwargs.get("value", args[3] if len(args) > 3 else 0)
-    return mode != "constant" or not value
 
 
 def _dropped(out: Tensor, grid: Grid, p: float) -> Tensor:
@@ -238,7 +339,10 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
     if torch.compiler.is_compiling() and not _symbolic.exporting():
         return _forward(module, args, kwargs)
-    root = "_linger_routed" in module.__dict__
+    root = "_linger_routed" in module.__dict__ and not _INSIDE.get()
+    if root and torch.is_inference_mode_enabled():
+        return _without_inference_mode(module, args, kwargs)
+    token = _INSIDE.set(True)
     try:
         if root and torch.compiler.is_compiling():
             return _exported(module, args, kwargs)
@@ -251,6 +355,15 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     except LingerError as error:
         error.layer = next((name for name, m in module.named_modules() if m is error.module), error.layer)
         raise
+    finally:
+        _INSIDE.reset(token)
+
+
+def _without_inference_mode(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The same without gradients but with counted changes: only they tell a grid that an in-place call made stale."""
+    with torch.inference_mode(False), torch.no_grad():
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
+        return routed(module, *args, **kwargs)
 
 
 def _exported(net: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -67,14 +67,15 @@ class Builder:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """An initializer; the same name with the same contents is written once."""
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         found = self.initializers.get(name)
         if found is not None and found.const_value is not None:
             old = found.const_value.numpy()
             if old.dtype == array.dtype and np.array_equal(old, array):
                 return found
             name = self.unique(name)
-            tensor = ir.tensor(array, name=name)
+        elif name in self.names:
+            name = self.unique(name)
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         self.names.add(name)
         made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.initializers[name] = made
@@ -177,6 +178,13 @@ class Builder:
             f"{name}: a size of {int(size)} changes with a dynamic axis but is no input's size; use -1 or fix the axis"
         )
 
+    def dimensions(self, name: str, sizes: Sequence[int]) -> ir.Value:
+        """Sizes as a 1-D int64 tensor, dynamic ones read from the inputs."""
+        if not is_dynamic(list(sizes)):
+            return self.ints(sizes)
+        parts = [self.computed_size(name, s) if isinstance(s, Dyn) else self.ints([s]) for s in sizes]
+        return self.one(f"{name}.shape", "Concat", parts, {"axis": 0}, ir.DataType.INT64, (len(parts),))
+
     # --- functions
 
     def functions(self, real: bool = False) -> tuple[list[ir.Function], int]:
@@ -189,6 +197,11 @@ class Builder:
                     node.overload = overload
                 made.append(function(op_type, form, overload, self.opset, nodes[0], real))
         return made, OVERLOAD_IR if overloaded else FUNCTION_IR
+
+
+def width(x: ir.Value) -> int:
+    """Bits of a fixed-point value, 0 for any other."""
+    return next((bits for bits, dtype in DTYPES.items() if dtype == x.dtype), 0)
 
 
 def attribute(name: str, value: Any) -> ir.Attr:

@@ -12,7 +12,7 @@ class Case:
     """``make()`` returns a float layer, or a function of tensors; ``shapes`` are those of its inputs with the batch axis.
 
     ``bits``: the widths of activations it is tested at. ``divisor``: the last input must not be near zero.
-    ``targets``: the chips it is tested on, for arithmetic that differs between them.
+    ``targets``: the chips whose arithmetic differs, each of which is tested.
     """
 
     name: str

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from linger.errors import LingerError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
@@ -28,6 +30,15 @@ class Operand:
     scale: float
     bits: int
     shape: tuple[int, ...]
+
+
+def require_batch(x: Operand, rank: int) -> None:
+    """Raise unless the operand has ``rank`` axes behind batch and channels: a file knows no other convolution or pool."""
+    if len(x.shape) != rank + 2:
+        raise LingerError(
+            f"found an input of shape {tuple(map(int, x.shape))}, allowed in a file are batch, channels and {rank} more axes; "
+            "add the batch axis with unsqueeze(0)"
+        )
 
 
 def requant_node(x: Operand, out: Operand) -> Lowered:

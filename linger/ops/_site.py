@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import grid_of, scalar_scale
-from linger.ops._base import IntModule
+from linger.errors import LingerError
+from linger.numerics import grid_of, quantize_number, scalar_scale
+from linger.ops._base import IntModule, recomputing
 from linger.ops._lowered import Lowered, Operand
 
 
@@ -37,20 +38,26 @@ class Site(IntModule):
 
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
-        return max((g.bits for g in map(grid_of, operands) if g is not None), default=8)
+        return max([8, *(g.bits for g in map(grid_of, operands) if g is not None)])
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max((b for b in bits if b), default=8)
+        given = [b for b in bits if b]
+        return max(given) if given else 8
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
         if isinstance(x, Tensor):
             grid = grid_of(x)
             if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
+                if recomputing():
+                    raise LingerError(
+                        "an operand lost its grid, for gradient checkpointing with use_reentrant=True hands on bare "
+                        "tensors; pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
+                    )
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
         scale = scalar_scale(float(x))
-        value = int(np.clip(np.floor(x * scale + 0.5), -128, 127)) / scale
+        value = quantize_number(x, scale) / scale
         reference = self.running("o")
         return reference.new_full((), value), reference.new_full((), scale)
 
@@ -58,7 +65,7 @@ class Site(IntModule):
 def constant_operand(value: float) -> tuple[np.ndarray, float]:
     """A Python number as the exporter writes it: the int8 and its scale."""
     scale = scalar_scale(value)
-    return np.clip(np.floor(value * scale + 0.5), -128, 127).astype(np.int8), scale
+    return np.array(quantize_number(value, scale), np.int8), scale
 
 
 def binary_nodes(

@@ -50,7 +50,7 @@ class Spot:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a module in eval: its arguments with every tensor a Spot, and the parameters it had."""
+    """One call of a module in eval: its arguments with every operand a Spot, and the parameters it had or was given."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -65,21 +65,35 @@ def exporting() -> bool:
     return torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting()
 
 
+def tracing() -> Tracing | None:
+    """The trace that runs now; none runs under ``torch.compile``, which cannot read a context variable."""
+    return TRACING.get() if exporting() else None
+
+
 def _spot(t: Tensor) -> Spot:
     grid = grid_of(t)
     return Spot(scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape))
 
 
-def _versions(module: Any) -> tuple[int, ...]:
-    return tuple(t._version for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+def _versions(module: Any, given: Mapping[str, Any]) -> tuple[int, ...]:
+    held = (t for t in given.values() if isinstance(t, Tensor))
+    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    return tuple(t._version for t in (*own, *held))
+
+
+def _operands(module: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors of a call without the parameters of the net among them (``IntModule.parameter_names``)."""
+    rest = {k: v for k, v in kwargs.items() if k not in module.parameter_names}
+    return [t for t in pytree.tree_leaves((args, rest)) if isinstance(t, Tensor)]
 
 
 def seen(module: Any, args: Any, kwargs: Any, out: Tensor) -> Call:
     """What to remember of a call."""
+    held = {k: v for k, v in kwargs.items() if k in module.parameter_names}
     args, kwargs = pytree.tree_map_only(Tensor, _spot, (args, kwargs))
     return Call(
-        args=args, kwargs=kwargs, out=_spot(out), parameters=dict(module._parameters), buffers=dict(module._buffers),
-        versions=_versions(module),
+        args=args, kwargs=kwargs | held, out=_spot(out), parameters=dict(module._parameters),
+        buffers=dict(module._buffers), versions=_versions(module, held),
     )  # fmt: skip
 
 
@@ -90,7 +104,7 @@ def _real(module: Any, call: Call) -> Iterator[None]:
     with _disable_current_modes(), torch.no_grad():
         module._parameters, module._buffers = call.parameters, call.buffers
         try:
-            if _versions(module) != call.versions:
+            if _versions(module, call.kwargs) != call.versions:
                 raise LingerError("its parameters changed since the last eval forward; run the net once in eval mode")
             yield
         finally:
@@ -117,13 +131,15 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
         out = _operand(call.out)
         bits = module.operand_bits([s.bits for s in given])
         operands = [
-            module.taken(i, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)
+            Operand(scale=1.0, bits=0, shape=s.shape)
+            if i in module.raw
+            else module.taken(i, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)
             for i, s in enumerate(given)
         ]
         said = dict(enumerate(call.args)) | call.kwargs
         said = {k: v for k, v in said.items() if not any(isinstance(x, Spot) for x in pytree.tree_leaves(v))}
         steps = module.lower(tuple(operands), out, said)
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = _operands(module, args, kwargs)
     taken = [_entered(t, o, tracing.target) for t, o in zip(tensors, operands, strict=True)]
     shape = _traced_shape(module, args, kwargs)
     made: list[Tensor] = []
@@ -142,7 +158,7 @@ def _operand(s: Spot) -> Operand:
 def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
     """The traced tensor as integers on the grid of ``wanted``; one Quant per tensor and grid."""
     grid = grid_of(t)
-    if grid is not None and grid.bits == wanted.bits:
+    if not wanted.bits or (grid is not None and grid.bits == wanted.bits):
         return t
     made: dict[tuple[float, int], Tensor] = t.__dict__.setdefault("quantized", {})
     key = (wanted.scale, wanted.bits)
@@ -194,6 +210,8 @@ def _traced_shape(module: Any, args: Any, kwargs: Any) -> Any:
 
     def stand_in(t: Tensor) -> Tensor:
         grid = grid_of(t)
+        if grid is None and not t.is_floating_point():
+            return t  # an index or a condition
         return set_grid(
             t.to(torch.float32, copy=True), Grid(t.new_ones((), dtype=torch.float32), grid.bits if grid else 8)
         )

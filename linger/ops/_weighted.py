@@ -6,13 +6,16 @@ out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                         
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linger.errors import LingerError
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
@@ -28,6 +31,10 @@ from linger.numerics import (
 )
 from linger.ops._base import IntModule, constants, output_bits, requant_text
 from linger.ops._lowered import Lowered, Operand
+
+WIDE_BIAS = 2**30  # LSB: what an int32 holds, and room for the products
+NARROW_BIAS = 2**23  # LSB: half of what float32 holds; the products have the other half
+MOST_PARTS = 16  # of a float32 sum; beyond them float64 is faster
 
 
 class WeightedInt(IntModule):
@@ -54,18 +61,61 @@ class WeightedInt(IntModule):
         """Weight and bias on their grids for an input of scale ``s_x``, and the scale of the weight."""
         weight = bound_parameter(self.weight.float(), self.normalize_weight)
         bias = None if self.bias is None else bound_parameter(self.bias.float(), self.normalize_bias)
-        return on_grids(weight, bias, s_x, self.parameter_bits)
+        return on_grids(weight, bias, s_x, self.parameter_bits, self.bias_limit())
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         x, s_x = self.enter(x)
-        self.prove(s_x)
         w, b, s_w = self.grids(s_x)
         finest = s_x * s_w
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.bound(w, s_w, b, finest))
-        if not self.exact_in_float32:
-            x, w, b = x.double(), w.double(), None if b is None else b.double()
-        return self.leave(self.accumulate(x, w, b), finest)
+        return self.leave(self.exact_sum(x, w, b), finest)
+
+    def channels(self) -> int:
+        """Input channels that one output sums over."""
+        groups: int = getattr(self, "groups", 1)
+        return self.weight.shape[0] // groups if self._transposed() else self.weight.shape[1]
+
+    def _transposed(self) -> bool:
+        return getattr(self, "transposed", False)
+
+    def per_channel(self) -> int:
+        """The most that one input channel adds to a sum, in LSB."""
+        return reach(self.data_bits) * reach(self.parameter_bits) * math.prod(self.weight.shape[2:])
+
+    def part(self) -> int:
+        """Input channels that one float32 sum holds exactly: integers up to 2^24, of factors that every kernel keeps."""
+        factors_kept = max(self.data_bits, self.parameter_bits) <= 8  # also those that multiply in TF32 or bfloat16
+        return (FLOAT32_EXACT + 1) // self.per_channel() if factors_kept else 0
+
+    def bias_limit(self) -> int:
+        """How large |q_b| may get, in LSB: less where products and bias then always fit one float32 sum."""
+        fits = self.part() > 0 and self.channels() * self.per_channel() + NARROW_BIAS < FLOAT32_EXACT
+        return NARROW_BIAS if fits and self.out_bits == 8 else WIDE_BIAS
+
+    def exact_sum(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """Equation (1) without rounding, whatever the values: shapes and widths decide, so that it holds compiled too.
+
+        One float32 sum where it stays within 2^24; else one for each part of the input channels, added in float64, as is
+        the bias; float64 throughout where there would be too many parts.
+        """
+        size = self.part()
+        if self.channels() <= size and (b is None or self.bias_limit() == NARROW_BIAS):
+            return self.accumulate(x, w, b)
+        if self.channels() > MOST_PARTS * size:
+            return self.accumulate(x.double(), w.double(), None if b is None else b.double())
+        parts = [self.accumulate(*part, None).double() for part in self.parts(x, w, size)]
+        total = functools.reduce(torch.add, parts)
+        return total if b is None else total + b.double().reshape(-1, *[1] * (w.dim() - 2))
+
+    def parts(self, x: Tensor, w: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Input and weight, cut into parts of at most ``size`` channels of every group."""
+        groups: int = getattr(self, "groups", 1)
+        axis = x.dim() - w.dim() + 1
+        xs = x.unflatten(axis, (groups, -1)).split(size, axis + 1)
+        ws = w.unflatten(0, (groups, -1)).split(size, 1) if self._transposed() else w.split(size, 1)
+        for part, weight in zip(xs, ws, strict=True):
+            yield part.flatten(axis, axis + 1), weight.flatten(0, 1) if self._transposed() else weight
 
     def bound(self, w: Tensor, s_w: Tensor, b: Tensor | None, s_acc: Tensor) -> Tensor:
         """max over outputs of sum|q_w| * max|q_x| + |q_b|, in LSB, in float64 (shape [])."""
@@ -115,11 +165,13 @@ class WeightedInt(IntModule):
         return "f64"
 
 
-def on_grids(weight: Tensor, bias: Tensor | None, s_x: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Weight and bias on their grids for an input of scale ``s_x``, and the scale of the weight."""
+def on_grids(
+    weight: Tensor, bias: Tensor | None, s_x: Tensor, bits: int, limit: int = WIDE_BIAS
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weight and bias (|q_b| <= ``limit``) on their grids for an input of scale ``s_x``, and the scale of the weight."""
     s_w = scale_from_weight(weight, bits)
     if bias is not None:
-        s_w = room_for_bias(s_w, s_x, bias)
+        s_w = room_for_bias(s_w, s_x, bias, limit)
         bias = fake_quant(bias, s_x * s_w, 32)
     return fake_quant(weight, s_w, bits), bias, s_w
 
@@ -129,16 +181,25 @@ def room_for_sum(s_acc: Tensor, peak: Tensor) -> Tensor:
     return s_acc * pow2_floor(FLOAT32_EXACT / peak.clamp_min(FLOAT32_EXACT))
 
 
-def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor) -> Tensor:
-    """The weight's scale, made coarser where the int32 bias at scale s_x * s_w would saturate: |b| * s_x * s_w < 2^30."""
+def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor, limit: int = WIDE_BIAS) -> Tensor:
+    """The weight's scale, made coarser where the integer bias would be too large: |b| * s_x * s_w <= ``limit``."""
     peak = bias.detach().abs().amax().float() * s_x
-    return torch.where(peak > 0, torch.minimum(s_w, pow2_floor(2.0**30 / peak.clamp(2.0**-90, 2.0**90))), s_w)
+    room = pow2_floor(limit / peak.clamp(2.0**-90, 2.0**90))
+    return torch.where(peak > 0, torch.minimum(s_w, room), s_w) + (peak - peak)  # NaN for a bias that is not finite
 
 
 def split_form(terms: int, data_bits: int, parameter_bits: int) -> str:
-    """Cut x into 8-bit pieces and w into p-bit pieces so that each partial product of ``terms`` terms is below 2^24."""
+    """Cut x into 8-bit pieces and w into p-bit pieces so that each partial product of ``terms`` terms is below 2^24.
+
+    Raises:
+        LingerError: ``terms`` are too many even for pieces of one bit.
+    """
     pieces = max(1, data_bits // 8)
     top = 128 if pieces == 1 else 255
+    if terms * top >= FLOAT32_EXACT:
+        raise LingerError(
+            f"found sums of {terms} products, allowed are {(FLOAT32_EXACT - 1) // top}; use groups or fewer bits"
+        )
     width = next(p for p in (4, 2, 1) if p == 1 or terms * top * (2**p - 1) < FLOAT32_EXACT)
     return f"x{pieces}w{-(-max(parameter_bits, width) // width)}p{width}"
 

@@ -19,7 +19,7 @@ from linger.numerics import exact_matmul
 from linger.ops import pad
 from linger.ops._base import Op
 from linger.ops._case import Case
-from linger.ops._lowered import Lowered, Operand
+from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form, sum_body
 
@@ -37,6 +37,7 @@ class _ConvInt(WeightedInt):
         return tuple(reversed_twice[-2::-2]) + tuple(reversed_twice[::-2])
 
     def operator_attrs(self, x: Operand, out: Operand) -> dict[str, Any]:
+        require_batch(x, self.rank)
         return {
             "dilations": tuple(self.dilation),  # type: ignore[arg-type]
             "group": self.groups,

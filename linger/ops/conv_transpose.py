@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from linger.numerics import exact_matmul
 from linger.ops._base import Op
 from linger.ops._case import Case
-from linger.ops._lowered import Operand
+from linger.ops._lowered import Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, requantize, split_form
 from linger.ops.conv import body, real
@@ -31,6 +31,7 @@ class _ConvTransposeInt(WeightedInt):
         return per_group.sum((1, 3)).flatten()
 
     def operator_attrs(self, x: Operand, out: Operand) -> dict[str, Any]:
+        require_batch(x, self.weight.dim() - 2)
         return {
             "dilations": tuple(self.dilation),  # type: ignore[arg-type]
             "group": self.groups,

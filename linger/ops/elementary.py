@@ -122,7 +122,7 @@ RSQRT = Function(
     op_type="iqRsqrt", real="s = Sqrt (X)\nY = Reciprocal (s)",
     rest=lambda v: 1 / _root(v),
     slope=lambda v: _above_0(v, -0.5 / (v * _root(v))),
-    numpy=lambda v: (0.0, 1 / sum(_root_numpy(v))),
+    numpy=lambda v: (0.0, 1 / np.add(*_root_numpy(v))),
 )  # fmt: skip
 RECIPROCAL = Function(
     op_type="iqReciprocal", pole=True, real="Y = Reciprocal (X)",

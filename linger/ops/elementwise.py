@@ -34,9 +34,10 @@ class _SumSite(Site):
         self.out_bits = bits
         if self.training:
             with torch.no_grad():
-                peak = torch.maximum(observe.peak(x), observe.peak(y))
-                peak = torch.maximum(peak, observe.peak(x + y if self.sign > 0 else x - y))
-                observe.update(self.running("o"), peak, "running_o")
+                result = observe.peak(x + y if self.sign > 0 else x - y)
+                peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
+                peak = torch.where(result < 0, result, peak)  # an empty batch plus a number is empty
+                self.follow("o", peak)
         finest = torch.minimum(s_x, s_y)
         scale = torch.minimum(self.scale("o", bits), finest if bits < 32 else finest / 2)
         x, y = fake_quant(x, scale, bits), fake_quant(y, scale, bits)
@@ -148,7 +149,7 @@ OPS = (
     Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), real=real_text("Y = Add (X, Y0)"), integer=AddSite, site="iqadd",
        calls=(torch.add, Tensor.add, Tensor.add_), aliases=("QAdd",)),
     Op(name="iqSub", run=_run_sum(-1), body=_body_sum("Sub"), real=real_text("Y = Sub (X, Y0)"), integer=SubSite, site="iqsub",
-       calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.__rsub__, torch.rsub)),
+       calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.subtract, Tensor.subtract_, Tensor.__rsub__, torch.rsub)),
     Op(name="iqMul", run=run_mul, body=body_mul, real=real_text("Y = Mul (X, Y0)"), integer=MulSite, site="iqmul",
-       calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply), aliases=("QMul",)),
+       calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_), aliases=("QMul",)),
 )  # fmt: skip
