@@ -42,6 +42,8 @@ class GluSite(Site):
         return min(super().operand_bits(bits), WIDEST_TABLE)
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
+        if not -x.dim() <= dim < x.dim():
+            raise LingerError(f"dim is {dim}, allowed are {-x.dim()} to {x.dim() - 1}; choose an axis of the input")
         if x.shape[dim] % 2:
             raise LingerError(f"axis {dim} has {x.shape[dim]} elements, allowed are even numbers; pad or split it")
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
