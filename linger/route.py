@@ -42,6 +42,8 @@ CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
 
 def _is_inplace(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
+    if torch.compiler.is_compiling():  # which knows fewer methods of str
+        return bool(kwargs.get("inplace")) or (name[-1:] == "_" and name[:2] != "__") or name == "__setitem__"
     return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or name == "__setitem__"
 
 
@@ -69,7 +71,7 @@ class Route(TorchFunctionMode):
             normal = self.normal(func, op.site, args, dict(kwargs))
             if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
                 return self.site(func, op.site, *normal)
-        if gridded or running_tape() is not None or _symbolic.TRACING.get() is not None:
+        if gridded or running_tape() is not None or _symbolic.tracing() is not None:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
         if isinstance(first, Tensor) and _is_inplace(func, kwargs):
@@ -78,7 +80,7 @@ class Route(TorchFunctionMode):
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
-        if _symbolic.TRACING.get() is not None:
+        if _symbolic.tracing() is not None:
             if func in CASTS and gridded:
                 return args[0]
             if not _keeps_grid(func, args, kwargs):

@@ -272,8 +272,17 @@ def test_plain_export(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
-@pytest.mark.parametrize("function", [torch.maximum, lambda x, y: x.masked_fill(y > 0, -1.0)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.maximum,
+        lambda x, y: x.masked_fill(y > 0, -1.0),
+        lambda x, y: torch.where(y > 0, x, y),
+        lambda x, y: x.topk(3)[0],
+    ],
+)
 def test_compiled(function: Any) -> None:
+    torch._dynamo.reset()
     net = net_of(function, 8, (SHAPE, SHAPE))
     pair = values(8), values(8, seed=1)
     with torch.no_grad():

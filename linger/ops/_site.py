@@ -37,10 +37,10 @@ class Site(IntModule):
 
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
-        return max((g.bits for g in map(grid_of, operands) if g is not None), default=8)
+        return max([8, *(g.bits for g in map(grid_of, operands) if g is not None)])
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max((b for b in bits if b), default=8)
+        return max([8, *(b for b in bits if b)])
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""

@@ -65,6 +65,11 @@ def exporting() -> bool:
     return torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting()
 
 
+def tracing() -> Tracing | None:
+    """The trace that runs now; none runs under ``torch.compile``, which cannot read a context variable."""
+    return TRACING.get() if exporting() else None
+
+
 def _spot(t: Tensor) -> Spot:
     grid = grid_of(t)
     return Spot(scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape))
