@@ -23,7 +23,6 @@ from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._site import Site
 from linger.ops.where import check_number, fill_peak, filled, filled_integer
 
-INNER = torch._C._nn.pad  # what torch.compile makes of F.pad
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -146,6 +145,6 @@ CASES = (
 
 OPS = (
     Op(name="iqPad", run=run, body=body, real=lambda form, opset: body(output_bits(form)[0], opset)[1], integer=PadSite,
-       site="pad", modules=(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), calls=(F.pad, INNER, torch.constant_pad_nd),
-       names={F.pad: ("pad", "mode", "value"), INNER: ("pad", "mode", "value"), torch.constant_pad_nd: ("pad", "value")}),
+       site="pad", modules=(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), calls=(F.pad, torch.constant_pad_nd),
+       names={F.pad: ("pad", "mode", "value"), torch.constant_pad_nd: ("pad", "value")}),
 )  # fmt: skip
