@@ -25,13 +25,13 @@ from linger.calls import (
     DROPOUTS,
     JOINS,
     QUERIES,
-    REVERSED,
     cast_to,
     dropout_rate,
     first_positional,
     is_inplace,
     keeps_grid,
     plain_name,
+    straight,
 )
 from linger.composed import MADE_OF
 from linger.errors import LingerError
@@ -72,12 +72,13 @@ class Route(TorchFunctionMode):
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
-        seen = gridded or running_tape() is not None or _symbolic.TRACING.get() is not None
+        seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
         if seen and func in MADE_OF:
             return MADE_OF[func](self, *args, **kwargs)
-        op = BY_CALL.get(func)
+        called, operands = straight(func, args, kwargs)
+        op = BY_CALL.get(called)
         if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
-            normal = self.normal(func, op.site, args, dict(kwargs))
+            normal = self.normal(called, op.site, operands, dict(kwargs))
             if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
                 return self.site(func, op.site, *normal)
         if seen:
@@ -89,7 +90,7 @@ class Route(TorchFunctionMode):
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
-        if _symbolic.TRACING.get() is not None:
+        if _symbolic.tracing() is not None:
             if gridded and func in CASTS and cast_to(func, args, kwargs) in (None, torch.float32):
                 return args[0]  # integers stand for float32
             args, kwargs = _traced(func, args, kwargs, gridded)
@@ -100,13 +101,16 @@ class Route(TorchFunctionMode):
         inplace = isinstance(first, Tensor) and is_inplace(func, kwargs)
         before = version(first) if inplace else 0
         out = (func if grid is None else stable(func))(*args, **kwargs)
+        if isinstance(out, (tuple, list)) and torch.compiler.is_compiling():
+            out = tuple(t.view(t.shape) for t in out)  # only results of their own can be tagged there
         if inplace:
             set_grid(first, None)
             if tape is not None:
                 tape.changed(first, before)
         if grid is not None and keeps_grid(func, args, kwargs):
-            for t in tensors_of(out):
-                set_grid(t, grid if t.dtype == first.dtype else None)
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(t, Tensor):  # ``x.type()`` is a string
+                    set_grid(t, grid if t.dtype == first.dtype else None)
         elif grid is not None and func in DROPOUTS:
             out = _dropped(out, grid, dropout_rate(args, kwargs))
         if tape is not None and encoded is not None:
@@ -133,10 +137,9 @@ class Route(TorchFunctionMode):
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""
-        if func in REVERSED:
-            args = (args[1], args[0], *args[2:])
-        if "other" in kwargs:
-            args = (*args, kwargs.pop("other"))
+        other = kwargs.pop("other", None)
+        if other is not None and len(args) < 2:
+            args = (*args, other)
         if "axis" in kwargs:
             kwargs["dim"] = kwargs.pop("axis")
         if kwargs.get("rounding_mode", "") is None:
