@@ -1,22 +1,24 @@
 """linger: float PyTorch networks into fixed point, trained, exported and run with the same integers everywhere."""
 
 from linger import onnx, runtime, settings
+from linger._version import VERSION as __version__
 from linger.convert import (
-    DefaultNormalizeIntXModule,
     DefaultQuantIntXOP,
-    disable_normalize,
     disable_quant,
     init,
-    normalize_layers,
-    normalize_module,
     quant_module,
     quant_module_by_type,
     quant_tensor,
 )
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
+from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
+from linger.ops.activations import SigmoidSite as iqSigmoidLayer
+from linger.ops.activations import TanhSite as iqTanhLayer
 from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
 from linger.ops.cat import CatSite as iqCatLayer
+from linger.ops.clamp import ClampSite as iqClampLayer
+from linger.ops.clamp import ReLU6Int
 from linger.ops.conv import Conv1dInt, Conv2dInt, NormalizeConv1d, NormalizeConv2d
 from linger.ops.conv_transpose import (
     ConvTranspose1dInt,
@@ -35,11 +37,26 @@ from linger.ops.divide import DivSite as iqDivLayer
 from linger.ops.elementwise import AddSite as iqAddLayer
 from linger.ops.elementwise import MulSite as iqMulLayer
 from linger.ops.elementwise import SubSite as iqSubLayer
+from linger.ops.embedding import EmbeddingInt, NormalizeEmbedding
+from linger.ops.groupnorm import (
+    GroupNormInt,
+    InstanceNorm1dInt,
+    InstanceNorm2dInt,
+    InstanceNorm3dInt,
+    NormalizeGroupNorm,
+    NormalizeInstanceNorm1d,
+    NormalizeInstanceNorm2d,
+    NormalizeInstanceNorm3d,
+)
+from linger.ops.layernorm import LayerNormInt, NormalizeLayerNorm
 from linger.ops.linear import LinearInt, NormalizeLinear
 from linger.ops.pool import AdaptiveAvgPool1dInt, AdaptiveAvgPool2dInt, AvgPool1dInt, AvgPool2dInt
+from linger.ops.prelu import NormalizePReLU, PReLUInt
 from linger.ops.quant import ScaledRoundLayer
 from linger.ops.reduce import SumSite as iqSumLayer
-from linger.ops.relu6 import ReLU6Int
+from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
+from linger.ops.shuffle import channel_shuffle
+from linger.ops.variance import VarSite as iqVarLayer
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -62,7 +79,6 @@ from linger.settings import (
 )
 from linger.verify import verify
 
-__version__ = "2.0.0"
 BatchNormInt = BatchNorm2dInt
 
 __all__ = [
@@ -79,7 +95,13 @@ __all__ = [
     "ConvTranspose2dInt",
     "DefaultNormalizeIntXModule",
     "DefaultQuantIntXOP",
+    "EmbeddingInt",
     "EmptyBatchNorm",
+    "GroupNormInt",
+    "InstanceNorm1dInt",
+    "InstanceNorm2dInt",
+    "InstanceNorm3dInt",
+    "LayerNormInt",
     "LinearInt",
     "LingerError",
     "LingerWarning",
@@ -93,9 +115,19 @@ __all__ = [
     "NormalizeConvTranspose2d",
     "NormalizeConvTransposeBN1d",
     "NormalizeConvTransposeBN2d",
+    "NormalizeEmbedding",
+    "NormalizeGroupNorm",
+    "NormalizeInstanceNorm1d",
+    "NormalizeInstanceNorm2d",
+    "NormalizeInstanceNorm3d",
+    "NormalizeLayerNorm",
     "NormalizeLinear",
+    "NormalizePReLU",
+    "NormalizeRMSNorm",
+    "PReLUInt",
     "PlatFormQuant",
     "QuantMode",
+    "RMSNormInt",
     "ReLU6Int",
     "ScaledRoundLayer",
     "SetBnMomentumUpdate",
@@ -113,16 +145,22 @@ __all__ = [
     "SetIQTensorTanh",
     "SetIQTensorVar",
     "SetPlatFormQuant",
+    "__version__",
+    "channel_shuffle",
     "config",
     "disable_normalize",
     "disable_quant",
     "init",
     "iqAddLayer",
     "iqCatLayer",
+    "iqClampLayer",
     "iqDivLayer",
     "iqMulLayer",
+    "iqSigmoidLayer",
     "iqSubLayer",
     "iqSumLayer",
+    "iqTanhLayer",
+    "iqVarLayer",
     "normalize_layers",
     "normalize_module",
     "onnx",

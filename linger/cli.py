@@ -21,7 +21,10 @@ def main() -> None:
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help="mnist, fashion, or a directory of idx files")] = "mnist",
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the training images in the float stage")] = 7,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="passes over the training images in the float stage; by default about 28,000 images"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="directory for the exported files")] = Path("linger-demo"),
     target: Annotated[str, typer.Option(help="venus, arcs or venusa")] = "venus",
 ) -> None:

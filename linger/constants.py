@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linger.calls import ALPHA_DROPOUTS, DROPOUTS, PASS, RANDOM, dropout_rate, is_inplace
 from linger.numerics import grid_of
 from linger.ops import IntModule
 from linger.ops._constant import Constant, constant_of, set_constant
-from linger.trace import ALPHA_DROPOUTS, DROPOUTS, PASS, RANDOM, dropout_rate, is_inplace
+from linger.trace import running_tape
 
 
 class Constants:
@@ -38,7 +39,12 @@ class Constants:
         if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
             return type(tree)(self.tagged(v) for v in tree)
         found = self.of(tree) if isinstance(tree, Tensor) and constant_of(tree) is None else None
-        return tree if found is None else set_constant(tree.detach(), found)
+        if found is None:
+            return tree
+        alias, tape = tree.detach(), running_tape()
+        if tape is not None:
+            tape.stands_for(alias, tree)
+        return set_constant(alias, found)
 
     def mark(self, out: Any, func: Any, args: Any, kwargs: Any) -> None:
         """Tag the result of a call on parameters and buffers alone with what it was computed from."""

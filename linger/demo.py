@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger import onnx
-from linger.convert import init, normalize_layers
+from linger.convert import init
 from linger.demo_data import Split, images
 from linger.fuse import trace_layers
+from linger.normalize import normalize_layers
 from linger.targets import target as find_target
 from linger.verify import LEVELS, Report, verify
 
 BATCH = 100
+IMAGES = 28_000  # seen in the float stage by default: 7 epochs of MNIST-5k
 LEARNING_RATES = {"float": 3e-3, "normalized": 1e-3, "fixed point": 5e-4}
 WEIGHT_BITS = (8, 4)
 
@@ -95,12 +97,13 @@ def train(net: nn.Module, data: Split, epochs: int, stage: str, progress: Progre
     return 100 * right / len(test_y)
 
 
-def run(data: str, epochs: int, out: Path, target: str, console: Console) -> list[Result]:
+def run(data: str, epochs: int | None, out: Path, target: str, console: Console) -> list[Result]:
     """Train the three stages, export with 8- and 4-bit weights, compare over the whole test set, print the table.
 
     Args:
         data: "mnist", "fashion" or a directory of idx files.
-        epochs: passes over the training images of the float stage; the other stages take half as many.
+        epochs: passes over the training images of the float stage, by default as many as ``IMAGES`` asks for; the other
+            stages take half as many.
         out: directory for ``model.onnx`` (8-bit weights) and ``model-4bit.onnx``.
         target: the chip, see ``linger.targets``.
         console: where to print.
@@ -110,6 +113,7 @@ def run(data: str, epochs: int, out: Path, target: str, console: Console) -> lis
     """
     find_target(target)
     split = images(data)
+    epochs = epochs or max(1, round(IMAGES / len(split[0])))
     test_x = split[2]
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

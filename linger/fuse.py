@@ -13,9 +13,11 @@ from linger import checkpoint
 from linger.errors import LingerError, during
 from linger.ops import IntModule
 from linger.ops._base import dry
+from linger.ops._normalize import Normalized
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
-from linger.trace import Graph, Node, record
+from linger.swap import require_net
+from linger.trace import Graph, Node, recorded
 
 RELU = {"ReLU", "relu"}
 SIGMOID = {"Sigmoid", "sigmoid"}
@@ -61,7 +63,11 @@ def replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def pairs(root: nn.Module, names: dict[str, nn.Module], graph: Graph) -> list[tuple[str, str]]:
-    """(conv, bn) names: the convolution's only reader is the batch normalization, each is called once, types are exact."""
+    """(conv, bn) names: the convolution's only reader is the batch normalization, each is called once, types are exact.
+
+    A pair with a forward hook stays apart, for the hook would see other tensors; so does one of which only the batch
+    normalization is to stay as it is.
+    """
     after = sole_followers(graph)
     calls = Counter(node.module for node in graph.nodes)
     tied = shared_parameters(root)
@@ -73,11 +79,24 @@ def pairs(root: nn.Module, names: dict[str, nn.Module], graph: Graph) -> list[tu
         if bn not in names or (type(names[conv]), type(names[bn])) not in FUSED:
             continue
         source, norm = names[conv], names[bn]
-        plain = isinstance(source._parameters.get("weight"), Tensor) and not source._forward_pre_hooks
+        hooked = any(m._forward_pre_hooks or m._forward_hooks for m in (source, norm))
+        plain = isinstance(source._parameters.get("weight"), Tensor) and not hooked
         untied = not any(id(p) in tied for m in (source, norm) for p in m.parameters())
-        if plain and untied and calls[conv] == calls[bn] == 1 and norm.running_mean is not None:
+        if (
+            plain
+            and untied
+            and _agree(source, norm)
+            and calls[conv] == calls[bn] == 1
+            and norm.running_mean is not None
+        ):
             found.append((conv, bn))
     return found
+
+
+def _agree(conv: nn.Module, bn: nn.Module) -> bool:
+    """Whether no stage is disabled for the batch normalization alone."""
+    keys = ("_linger_normalize", "_linger_quant")
+    return not any(bn.__dict__.get(k) is False and conv.__dict__.get(k) is not False for k in keys)
 
 
 def trace_layers(
@@ -111,26 +130,19 @@ def trace_layers(
         LingerError: ``target_model`` is not part of ``root_model``, was already traced or converted, or its forward
             does not accept ``args``.
     """
+    require_net("trace_layers", root_model)
     names = dict(root_model.named_modules())
     if target_model not in names.values():
         raise LingerError("trace_layers: target_model is not part of root_model; pass the net that contains it first")
     for name, module in target_model.named_modules():
-        if isinstance(module, (IntModule, EmptyBatchNorm)) and not isinstance(module, ScaledRoundLayer):
+        if isinstance(module, (IntModule, Normalized, EmptyBatchNorm)) and not isinstance(module, ScaledRoundLayer):
             raise LingerError(
                 f"trace_layers: {name or type(target_model).__name__}: found {type(module).__name__}, allowed is a float net "
                 "that was not traced before; call trace_layers once, before normalize_layers and init"
             )
-    inputs = args[0] if len(args) == 1 and isinstance(args[0], tuple) else args
-    with during("trace_layers"):
-        try:
-            with dry():
-                graph, _ = record(target_model, inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shapes = [tuple(t.shape) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-            raise LingerError(
-                f"the forward of {type(target_model).__name__} does not run on inputs of shape {shapes}: {error}; "
-                "pass an input that the net accepts"
-            ) from error
+    inputs = args[0] if len(args) == 1 and type(args[0]) is tuple else args
+    with during("trace_layers"), dry():
+        graph = recorded(target_model, inputs, lenient=True)[0]
     below = dict(target_model.named_modules())
     fused = pairs(target_model, below, graph) if fuse_bn else []
     flags = {

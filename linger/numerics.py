@@ -5,6 +5,9 @@ real = integer / scale, scale = 2^n, one scale per tensor, zero point 0, B(b) = 
     quantize      q = clamp(floor(x * scale + 0.5), -B(b) - 1, B(b))                                   (1)
     shift_round   floor(v / 2^n + 0.5) for n > 0, v * 2^-n for n <= 0                                  (2)
 
+Every rounding of the library is one of the functions below, named by what it does with ties: ``half_up`` is
+floor(v + 0.5), which takes -2.5, -1.5, -0.5, 0.5, 1.5, 2.5 to -2, -1, 0, 1, 2, 3.
+
 Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact in floating point, and fake quantization
 *is* the integer computation as long as every partial sum stays below 2^24 (float32) or 2^53 (float64) in LSB.
 """
@@ -22,6 +25,7 @@ from linger.errors import LingerError
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
+FINEST, COARSEST = 2.0**60, 2.0**-60  # scales stay between them, and products of two within float32
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
 
 
@@ -83,15 +87,18 @@ def pow2_round(v: Tensor) -> Tensor:
 
 def scale_from_running(running: Tensor, bits: int) -> Tensor:
     """Activation scale 2^round(log2(B / running)); 1.0 where nothing but zeros was seen (``upstream`` 4.0)."""
-    scale = pow2_round((levels(min(bits, WIDEST - 1)) / running).clamp(2.0**-60, 2.0**60))
+    scale = pow2_round((levels(min(bits, WIDEST - 1)) / running).clamp(COARSEST, FINEST))
     return torch.where(running <= NOTHING, torch.ones_like(scale), scale)
 
 
 def scale_from_weight(weight: Tensor, bits: int) -> Tensor:
-    """Weight scale 2^floor(log2(B / max|w|)), so that no weight saturates; 2^bits for an all-zero weight."""
+    """Weight scale 2^floor(log2(B / max|w|)), so that no weight saturates; 2^bits for an all-zero weight.
+
+    NaN where a weight is NaN or infinite, so that the output shows it and the check of its range names the layer.
+    """
     peak = weight.detach().abs().amax().float()
-    scale = pow2_floor((levels(bits) / peak).clamp(2.0**-60, 2.0**60))
-    return torch.where(peak == 0, torch.full_like(scale, 2.0**bits), scale)
+    scale = pow2_floor((levels(bits) / peak).clamp(COARSEST, FINEST))
+    return torch.where(peak == 0, torch.full_like(scale, 2.0**bits), scale) + (peak - peak)
 
 
 def scalar_scale(value: float, bits: int = 8) -> float:
@@ -104,7 +111,10 @@ def scalar_scale(value: float, bits: int = 8) -> float:
         raise LingerError(
             f"found the number {value}, allowed are finite ones; use torch.where or a mask outside fixed point"
         )
-    return 2.0 ** math.floor(math.log2(levels(bits) / abs(value))) if value else 2.0**bits
+    if value == 0:
+        return 2.0**bits
+    ratio = min(max(levels(bits) / abs(value), COARSEST), FINEST)
+    return math.ldexp(0.5, math.frexp(ratio)[1])
 
 
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values
@@ -128,7 +138,7 @@ class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (keep,) = ctx.saved_tensors
-        return grads[0] * keep, None, None, None
+        return torch.where(keep, grads[0], 0), None, None, None
 
 
 def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) -> Tensor:
@@ -152,7 +162,7 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0] * ctx.saved_tensors[0], None, None, None
+        return torch.where(ctx.saved_tensors[0], grads[0], 0), None, None, None
 
 
 def straight_through(ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -161,9 +171,21 @@ def straight_through(ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) 
 
 
 def quantize(x: Tensor, scale: Tensor, bits: int) -> np.ndarray:
-    """The integer twin of ``fake_quant``: int8, int16 or int32 array of the same integers."""
-    value = fake_quant(x.detach(), scale, bits).double() * scale.double()
-    return value.cpu().numpy().astype(int_dtype(bits))
+    """The integer twin of ``fake_quant``: int8, int16 or int32 array of the same integers.
+
+    Raises:
+        LingerError: there is a NaN.
+    """
+    value = (fake_quant(x.detach(), scale, bits).double() * scale.double()).cpu().numpy()
+    _refuse_nan(value)
+    return value.astype(int_dtype(bits))  # type: ignore[no-any-return]
+
+
+def _refuse_nan(x: np.ndarray) -> None:
+    if np.isnan(x).any():
+        raise LingerError(
+            "found NaN or infinity, allowed are finite numbers; the training diverged or the input is bad"
+        )
 
 
 def int_dtype(bits: int) -> type[np.signedinteger[Any]]:
@@ -171,11 +193,21 @@ def int_dtype(bits: int) -> type[np.signedinteger[Any]]:
     return np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
 
 
+def divided_half_up(n: Tensor, d: Tensor | int) -> Tensor:
+    """floor(n / d + 1/2) for d > 0 on float64 tensors; exact while 2n + d and 2d are integers of at most 2^52."""
+    return torch.floor((2 * n + d) / (2 * d))
+
+
+def nearest_integer(v: Tensor) -> Tensor:
+    """The integers that ``v`` holds but for the error of a float division; that error is small, so there are no ties."""
+    return torch.round(v)
+
+
 class _Bound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, bound: float) -> Tensor:
         ctx.save_for_backward((v > bound).to(v.dtype) - (v < -bound).to(v.dtype))
-        return v.clamp(-bound, bound)
+        return v.clamp(-bound, bound) + (v - v)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -184,7 +216,10 @@ class _Bound(torch.autograd.Function):
 
 
 def bound_parameter(v: Tensor, bound: float | None) -> Tensor:
-    """clamp(v, -bound, bound); outside, the gradient is the constant +-0.01 that pulls ``v`` back (``upstream`` 4.0)."""
+    """clamp(v, -bound, bound); outside, the gradient is the constant +-0.01 that pulls ``v`` back (``upstream`` 4.0).
+
+    A parameter that is infinite becomes NaN and not the bound: training has diverged, and the output must show it.
+    """
     return v if bound is None else _Bound.apply(v, float(bound))  # type: ignore[no-any-return]
 
 
@@ -203,10 +238,36 @@ def exponent(scale: float) -> int:
     return int(n) - 1
 
 
+def quantize_number(value: float, scale: float, bits: int = 8) -> int:
+    """Equation (1) on one Python number."""
+    return int(min(max(math.floor(value * scale + 0.5), -levels(bits) - 1), levels(bits)))
+
+
+def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
+    """Equation (1) as the chip's Quant computes it: up to 16 bits the sum is rounded to float32 (``engine`` 3).
+
+    Args:
+        x: float32 of any shape.
+        scale: a power of two.
+        bits: 8, 16 or 32; 32 saturates at -2^24 and 2^24 - 1 (``WIDEST``).
+
+    Raises:
+        LingerError: there is a NaN.
+    """
+    _refuse_nan(x)
+    top = reach(bits)
+    v = np.clip(x.astype(np.float64) * scale, -2 * top, 2 * top) + 0.5
+    v = np.floor(v.astype(np.float32) if bits <= 16 else v)
+    return np.clip(v, -top, top - 1).astype(int_dtype(bits))
+
+
 def shift_round(v: np.ndarray, n: int) -> np.ndarray:
-    """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left."""
+    """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
     v = v.astype(np.int64)
-    return (v + (np.int64(1) << (n - 1))) >> n if n > 0 else v << -n
+    if n > 0:
+        return (v >> min(n, 63)) + (v >> min(n - 1, 63) & 1)  # the floor, and the bit below it: nothing overflows
+    left = min(-n, 62)
+    return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
 
 
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
@@ -214,14 +275,14 @@ def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
 
 
-def divide_half_up(n: np.ndarray, d: np.ndarray | int) -> np.ndarray:
-    """floor(n / d + 1/2) for d > 0 in exact integers."""
+def divide_half_up(n: Any, d: Any) -> Any:
+    """floor(n / d + 1/2) for d > 0 in exact integers, Python's or int64 arrays."""
     return (2 * n + d) // (2 * d)
 
 
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b on integers as int64, through float64 BLAS: exact because every partial sum stays below 2^53."""
+    """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
     peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))
     if peak * a.shape[-1] >= 2.0**53:
-        raise ValueError("the products exceed 2^53")
+        return np.matmul(a.astype(np.int64), b.astype(np.int64))
     return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)

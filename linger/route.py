@@ -4,46 +4,54 @@ While a converted net's forward runs, ``Route`` looks at every functional call m
 with it off). A call with a gridded operand goes to the named child that stands for it, its *site*; a call that only
 moves values keeps the grid; after anything else the result is a plain tensor: a float island, listed by name.
 
-Some calls are made of others (``COMPOSED``): ``Route`` makes those instead, and sends each to its site. A plain tensor that
-depends on parameters and buffers alone is tagged as such (``ops/_constant``): in a product it is a weight.
+Some calls are made of others, in ``composed`` with the mode off, in ``ops`` (``COMPOSED``) as PyTorch code that the mode sees
+in its turn. A plain tensor that depends on parameters and buffers alone is tagged as such (``constants``): in a product it
+is a weight.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from linger.constants import Constants
-from linger.errors import LingerError
-from linger.numerics import Grid, fake_quant, grid_of, set_grid
-from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
-from linger.ops._constant import constant_of, has_parameter
-from linger.targets import target as find_target
-from linger.trace import (
-    ALPHA_DROPOUTS,
+from linger.calls import (
+    ASSIGN,
+    BATCHED,
+    CASTS,
     DROPOUTS,
-    PASS,
-    PASS_INPLACE,
+    JOINS,
     QUERIES,
-    T,
+    cast_to,
     dropout_rate,
     first_positional,
     is_inplace,
-    running_tape,
-    tensors_of,
-    user_line,
+    keeps_grid,
+    plain_name,
+    straight,
 )
+from linger.composed import MADE_OF
+from linger.constants import Constants
+from linger.errors import LingerError
+from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
+from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
+from linger.ops._constant import constant_of, has_parameter
+from linger.selects import stable
+from linger.sites import PREFIX, SHARED, children, make_site, refuse_other, site_name
+from linger.targets import target as find_target
+from linger.trace import Tape, running_tape, tensors_of
 
-REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
-PREFIX = "_linger_round_tensor_"
-CASTS = {T.to, T.float}  # of values on a grid: nothing to do for integers
+_INSIDE: ContextVar[bool] = ContextVar(
+    "_INSIDE", default=False
+)  # a converted net's forward runs: what it holds is no root
+SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
 class Route(TorchFunctionMode):
@@ -60,7 +68,7 @@ class Route(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if func in QUERIES:
                 return func(*args, **(kwargs or {}))
-            args, kwargs = first_positional(args, kwargs or {})
+            args, kwargs = first_positional(func, args, kwargs)
             made = COMPOSED.get(func)
             fixed = made is not None and self.composes(made, args, kwargs)
             if made is None or not (fixed or (made.opaque and running_tape() is not None)):
@@ -102,14 +110,17 @@ class Route(TorchFunctionMode):
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
-        op = BY_CALL.get(func)
-        if op is not None and op.site not in self.off:
-            layer = func in COMPOSED and COMPOSED[func].layer
-            if layer or gridded or _any_grid(args) or _any_grid(kwargs):
-                normal = self.normal(func, op.site, args, dict(kwargs))
-                if op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
-                    return self.site(func, op.site, *normal)
-        if gridded or running_tape() is not None or _symbolic.tracing() is not None:
+        seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
+        if seen and func in MADE_OF:
+            return MADE_OF[func](self, *args, **kwargs)
+        called, operands = straight(func, args, kwargs)
+        op = BY_CALL.get(called)
+        layer = func in COMPOSED and COMPOSED[func].layer
+        if op is not None and op.site not in self.off and (gridded or layer or _any_grid(args) or _any_grid(kwargs)):
+            normal = self.normal(called, op.site, operands, dict(kwargs))
+            if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
+                return self.site(func, op.site, *normal)
+        if seen:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
         if isinstance(first, Tensor) and is_inplace(func, kwargs):
@@ -120,72 +131,73 @@ class Route(TorchFunctionMode):
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
         if _symbolic.tracing() is not None:
-            if func in CASTS and gridded:
-                return args[0]
-            if not _keeps_grid(func, args, kwargs):
-                args, kwargs = _symbolic.dequantized((args, kwargs))
+            if gridded and func in CASTS and cast_to(func, args, kwargs) in (None, torch.float32):
+                return args[0]  # integers stand for float32
+            args, kwargs = _traced(func, args, kwargs, gridded)
         first: Any = args[0] if args else None
         tape = running_tape()
-        encoded = (tape.encode(args), tape.encode(kwargs)) if tape else None
+        encoded = _encoded(tape, func, args, kwargs) if tape else None
         grid = grid_of(first) if isinstance(first, Tensor) else None
-        out = func(*args, **kwargs)
+        inplace = isinstance(first, Tensor) and is_inplace(func, kwargs)
+        before = version(first) if inplace else 0
+        out = (func if grid is None else stable(func))(*args, **kwargs)
+        if isinstance(out, (tuple, list)) and torch.compiler.is_compiling():
+            out = tuple(t.view(t.shape) for t in out)  # only results of their own can be tagged there
         if not gridded:
             self.constants.mark(out, func, args, kwargs)
-        if isinstance(first, Tensor) and is_inplace(func, kwargs):
+        if inplace:
             set_grid(first, None)
-            if tape is not None and not tensors_of(out):
-                raise LingerError(
-                    f"{user_line()}: assignment into a tensor cannot be exported; use torch.cat or torch.where"
-                )
-        if grid is not None and _keeps_grid(func, args, kwargs):
+            if tape is not None:
+                tape.changed(first, before)
+        if grid is not None and keeps_grid(func, args, kwargs):
             for t in out if isinstance(out, (tuple, list)) else (out,):
-                set_grid(t, grid if t.dtype == first.dtype else None)
+                if isinstance(t, Tensor):  # ``x.type()`` is a string
+                    set_grid(t, grid if t.dtype == first.dtype else None)
         elif grid is not None and func in DROPOUTS:
             out = _dropped(out, grid, dropout_rate(args, kwargs))
-        if tape is not None and encoded is not None and tensors_of(out):
-            tape.call(func, *encoded, out)
+        if tape is not None and encoded is not None:
+            made = first if func is ASSIGN else out
+            if tensors_of(made):
+                tape.call(func, *encoded, made)
         return out
 
     def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
         """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
-        shared = tag in ("iqadd", "iqmul", "iqdiv", "iqsum", "iqcat")
-        counter = "" if shared else tag
+        counter = "" if tag in SHARED else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1
         name = site_name(tag, n)
         child = children(self.owner).get(name)
         if child is None:
+            refuse_other(self.owner, tag, n, name)
             child = make_site(self.owner, tag, name)
-        inplace = is_inplace(func, kwargs)
+        inplace = func in SITE_INPLACE or bool(kwargs.get("inplace"))
         kwargs.pop("inplace", None)
-        out = child(*args) if not kwargs else child(*args, **kwargs)
-        if inplace:
-            grid = grid_of(out)
-            args[0].copy_(out)
-            set_grid(args[0], grid)
-            tape = running_tape()
-            if tape is not None:
-                tape.replaced(args[0], by=out)
-            return args[0]
-        return out
+        if not inplace:
+            return child(*args, **kwargs)
+        return _overwritten(args[0], child(_kept(args[0]), *args[1:], **kwargs))
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""
-        if func in REVERSED:
-            args = (args[1], args[0], *args[2:])
-        if "other" in kwargs:
-            args = (*args, kwargs.pop("other"))
+        other = kwargs.pop("other", None)
+        if other is not None and len(args) < 2:
+            args = (*args, other)
         if "axis" in kwargs:
             kwargs["dim"] = kwargs.pop("axis")
+        if kwargs.get("rounding_mode", "") is None:
+            del kwargs["rounding_mode"]
         if kwargs.pop("out", None) is not None:
             raise LingerError(f"{tag} with out= has no fixed-point form; assign the result instead", self.path())
         names = BY_CALL[func].names.get(func)
         if names is not None:
             args, kwargs = args[:1], dict(zip(names, args[1:], strict=False)) | kwargs
-        if func is torch.stack:
-            tensors, dim = args[0], kwargs.pop("dim", args[1] if len(args) > 1 else 0)
-            args = [self.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim
-        alpha = kwargs.pop("alpha", 1)
+        if func in JOINS:
+            args = (_joined(args[0]), *args[1:])
+        return self.scaled(tag, args, kwargs)
+
+    def scaled(self, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The call without ``alpha``, which becomes a product before."""
+        alpha = kwargs.pop("alpha", 1) if tag in ("iqadd", "iqsub") else 1
         if len(args) == 3 and tag in ("iqadd", "iqsub"):
             alpha, args = args[2], args[:2]
         if alpha != 1:
@@ -197,26 +209,60 @@ class Route(TorchFunctionMode):
         return type(self.owner).__name__
 
 
+def _traced(func: Any, args: Any, kwargs: Any, gridded: bool) -> tuple[Any, Any]:
+    """The operands of a call that ``torch.onnx.export`` traces: integers where values only move, else floats."""
+    cast = gridded and func in CASTS and cast_to(func, args, kwargs) is not None
+    if keeps_grid(func, args, kwargs) and not cast:
+        return args, kwargs
+    if gridded and is_inplace(func, kwargs):
+        raise LingerError(
+            f"found {plain_name(func)} on a fixed-point tensor in place, allowed in torch.onnx.export are calls that "
+            "return a new one; use linger.onnx.export, or a call without the underscore"
+        )
+    return _symbolic.dequantized((args, kwargs))  # type: ignore[no-any-return]
+
+
+def _encoded(tape: Tape, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The operands of a call as the tape's values."""
+    if func is ASSIGN:
+        return (tape.before_assignment(*args), *tape.encode(args[1:])), {}
+    return tape.encode(args), tape.encode(kwargs)
+
+
+def _kept(target: Tensor) -> Tensor:
+    """What an in-place call reads: a copy, since autograd needs it after ``target`` is overwritten."""
+    if not torch.is_grad_enabled():
+        return target
+    return set_grid(target.clone(), grid_of(target))
+
+
+def _overwritten(target: Tensor, out: Tensor) -> Tensor:
+    """The end of an in-place call: ``target`` holds ``out`` and is on its grid."""
+    before, tape = version(target), running_tape()
+    target.copy_(out)
+    set_grid(target, grid_of(out) if target.dtype == out.dtype else None)
+    if tape is not None:
+        tape.changed(target, before)
+        tape.replaced(target, by=out)
+    return target
+
+
+def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The operands of torch.cat, without the empty ``torch.tensor([])`` that a loop may start with."""
+    ranked = [t for t in tensors if t.dim() != 1 or t.numel()]
+    return ranked or list(tensors)
+
+
+def _batched(func: Any, first: Any) -> bool:
+    return func not in BATCHED or first.dim() == BATCHED[func]
+
+
 def _any_grid(tree: Any) -> bool:
     if isinstance(tree, Tensor):
         return grid_of(tree) is not None
     if isinstance(tree, (tuple, list)):
         return any(_any_grid(t) for t in tree)
     return isinstance(tree, dict) and any(_any_grid(t) for t in tree.values())
-
-
-def _keeps_grid(func: Any, args: Any, kwargs: Any) -> bool:
-    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs):
-        return True
-    return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not dropout_rate(args, kwargs)
-
-
-def _pads_zero(func: Any, args: Any, kwargs: Any) -> bool:
-    if func is not F.pad:
-        return False
-    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
-    value = kwargs.get("value", args[3] if len(args) > 3 else 0)
-    return mode != "constant" or not value
 
 
 def _dropped(out: Tensor, grid: Grid, p: float) -> Tensor:
@@ -226,35 +272,6 @@ def _dropped(out: Tensor, grid: Grid, p: float) -> Tensor:
         factor *= 2
     scale = grid.scale / factor
     return set_grid(fake_quant(out, scale, grid.bits), Grid(scale, grid.bits))
-
-
-def site_name(tag: str, n: int) -> str:
-    """Upstream's key of the n-th functional call of a module (``upstream`` 3.1)."""
-    default = "_default_index_" if tag in ("iqadd", "iqmul", "iqdiv", "iqsum") else ""
-    return f"{PREFIX}{tag}_{default}{n}"
-
-
-def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
-    """Create the child that stands for a functional call; deterministic names, so two nets agree."""
-    if torch.compiler.is_compiling():
-        raise LingerError(
-            "this net has not run yet, so its functional ops have no state; run one batch before compiling"
-        )
-    device = next((t.device for t in owner.parameters()), torch.device("cpu"))
-    device = next((t.device for t in owner.buffers()), device)
-    made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
-    for key, bits in owner.__dict__.get("_linger_bits", {}).items():
-        if made.weighted or key == "parameter_bits":
-            setattr(made, key, bits)
-    made.train(owner.training)
-    made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
-    children(owner)[name] = made
-    return made
-
-
-def children(owner: nn.Module) -> dict[str, Any]:
-    """Everything below ``owner``, sites included, also while its forward iterates over its layers."""
-    return owner.__dict__.get("_linger_children", owner._modules)  # type: ignore[no-any-return]
 
 
 def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -280,11 +297,11 @@ def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
 def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
     if torch.compiler.is_compiling() and not _symbolic.exporting():
-        if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
-            # also what torch.onnx.export tries after our own error: it would write something else than the net's integers
-            raise RuntimeError("torch.export with strict=True cannot trace a converted net; use strict=False")
         return _forward(module, args, kwargs)
-    root = "_linger_routed" in module.__dict__
+    root = "_linger_routed" in module.__dict__ and not _INSIDE.get()
+    if root and torch.is_inference_mode_enabled():
+        return _without_inference_mode(module, args, kwargs)
+    token = _INSIDE.set(True)
     try:
         if root and torch.compiler.is_compiling():
             return _exported(module, args, kwargs)
@@ -297,6 +314,15 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     except LingerError as error:
         error.layer = next((name for name, m in module.named_modules() if m is error.module), error.layer)
         raise
+    finally:
+        _INSIDE.reset(token)
+
+
+def _without_inference_mode(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The same without gradients but with counted changes: only they tell a grid that an in-place call made stale."""
+    with torch.inference_mode(False), torch.no_grad():
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
+        return routed(module, *args, **kwargs)
 
 
 def _exported(net: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -7,8 +7,10 @@ model.tensors["conv1"]
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,48 @@ from linger.ops import BY_NAME
 
 ENGINE_NAMES = {"x_bits": "data_bits", "w_bits": "parameter_bits", "stride": "strides", "scale_i": "scale_x"}
 STANDARD_OURS = ("Relu", "MaxPool", "Clip")
+BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)  # what NumPy and onnx say of nonsense
 Step = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What the file says of an input. A size may have a name, which stands for one number in all inputs, or be ""."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str, ...] | None
+
+    def array(self, value: Any, sizes: dict[str, int]) -> np.ndarray:
+        """``value`` as an array of this type and shape; ``sizes`` holds the named sizes met so far.
+
+        Raises:
+            LingerError: it is none.
+        """
+        try:
+            x = np.asarray(value)
+        except BROKEN as error:
+            raise LingerError(f"input {self.name} is no array: {error}; pass a NumPy array or a CPU tensor") from None
+        if self.dtype is not None and x.dtype != self.dtype:
+            raise LingerError(
+                f"input {self.name} is {x.dtype}, allowed is {self.dtype}; convert it with astype(np.{self.dtype})"
+            )
+        known = dict(sizes)
+        if self.shape is not None and not self.fits(x.shape, sizes):
+            allowed = ", ".join(str(known.get(str(n), n)) or "any" for n in self.shape)
+            raise LingerError(
+                f"input {self.name} has shape {x.shape}, allowed is ({allowed}); pass that, or export with dynamic_axes"
+            )
+        return x
+
+    def fits(self, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+        """Whether every size is the one the file says."""
+        assert self.shape is not None
+        wanted = [
+            n if isinstance(n, int) or not n else sizes.setdefault(n, m)
+            for n, m in zip(self.shape, shape, strict=False)
+        ]
+        return len(self.shape) == len(shape) and all(n in ("", m) for n, m in zip(wanted, shape, strict=True))
 
 
 class Model:
@@ -41,10 +84,26 @@ class Model:
             (i.version for i in proto.opset_import if i.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version()
         )
         self.constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
-        self.inputs = [i.name for i in proto.graph.input if i.name not in self.constants]
+        self.declared = [_declared(i) for i in proto.graph.input if i.name not in self.constants]
+        self.inputs = [i.name for i in self.declared]
         self.outputs = [o.name for o in proto.graph.output]
         self.steps = [(node, self.step(node)) for node in proto.graph.node]
         self.tensors: dict[str, np.ndarray] = {}
+        self._refuse_loose_ends()
+
+    def _refuse_loose_ends(self) -> None:
+        """Raise unless every node reads what comes before it."""
+        made = {"", *self.constants, *self.inputs}
+        for node in self.proto.graph.node:
+            loose = [n for n in node.input if n not in made]
+            if loose:
+                raise LingerError(
+                    f"{node.name or node.op_type} reads {loose[0]!r}, which nothing before it makes; export it again"
+                )
+            made.update(node.output)
+        loose = [n for n in self.outputs if n not in made]
+        if loose:
+            raise LingerError(f"nothing makes the output {loose[0]!r}; export it again")
 
     def step(self, node: onnx.NodeProto) -> Step:
         """What runs this node: our reference for our ops and for standard ops on integers, else ONNX's own."""
@@ -60,6 +119,8 @@ class Model:
                 f"load: {node.name or node.output[0]}: found {node.domain}::{node.op_type}, which linger does not know; "
                 "load a file that linger exported"
             )
+        if node.op_type == "Flatten":
+            return lambda x: _flatten(x, attrs.get("axis", 1))
         evaluator = self.evaluator(node)
         names = list(dict.fromkeys(str(n) for n in node.input if n))
 
@@ -94,31 +155,63 @@ class Model:
         Returns:
             The output array, or a tuple of them.
         """
-        given: dict[str, Any] = dict(zip(self.inputs, args, strict=False)) | named
-        if len(args) == 1 and isinstance(args[0], Mapping):
-            given, args = dict(args[0]), ()
-        missing, extra = [n for n in self.inputs if n not in given], [n for n in given if n not in self.inputs]
-        if missing or extra or len(args) > len(self.inputs):
-            raise LingerError(f"runtime: found inputs {list(given)}, allowed are {self.inputs}; pass exactly those")
-        tensors = dict(self.constants)
-        tensors.update({n: np.asarray(v) for n, v in given.items()})
-        tensors[""] = None  # type: ignore[assignment]
+        tensors: dict[str, Any] = {**self.constants, **self._given(args, named), "": None}
         for node, run in self.steps:
             with during("runtime", node.name or node.output[0]):
-                out = run(*(tensors[n] for n in node.input))
-            for name, value in zip(node.output, out if isinstance(out, tuple) else (out,), strict=False):
-                tensors[name] = np.asarray(value)
+                out = _outputs(node, run, [tensors[n] for n in node.input])
+            tensors.update(zip(node.output, map(np.asarray, out), strict=False))
         del tensors[""]
         self.tensors = tensors
         results = tuple(tensors[n] for n in self.outputs)
         return results[0] if len(results) == 1 else results
+
+    def _given(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The inputs by name, as the file declares them."""
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            named, args = {**args[0], **named}, ()
+        names = [*self.inputs[: len(args)], *(f"input {i}" for i in range(len(self.inputs), len(args))), *named]
+        if sorted(names) != sorted(self.inputs):
+            raise LingerError(
+                f"runtime: found inputs {', '.join(names) or 'none'}, allowed are {', '.join(self.inputs)}; pass exactly those"
+            )
+        given = dict(zip(self.inputs, args, strict=False)) | named
+        sizes: dict[str, int] = {}
+        with during("runtime"):
+            return {i.name: i.array(given[i.name], sizes) for i in self.declared}
+
+
+def _flatten(x: np.ndarray, axis: int) -> np.ndarray:
+    """Flatten, also of an empty batch, which onnx.reference cannot reshape."""
+    axis = axis % x.ndim if axis < 0 else axis
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+def _outputs(node: onnx.NodeProto, run: Step, x: list[Any]) -> tuple[Any, ...]:
+    """What a node makes of its inputs."""
+    try:
+        out = run(*x)
+    except LingerError:
+        raise
+    except BROKEN as error:
+        shapes = ", ".join("none" if v is None else str(v.shape) for v in x)
+        raise LingerError(
+            f"{node.op_type} does not run on inputs of shape {shapes} ({error}); export the net again"
+        ) from error
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _declared(value: onnx.ValueInfoProto) -> Input:
+    tensor = value.type.tensor_type
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
+    sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    return Input(name=value.name, dtype=dtype, shape=sizes if tensor.HasField("shape") else None)
 
 
 def _is_ours(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> bool:
     """Whether a node whose name we know means our op: by domain, by scales, or by the form only the chip reads."""
     if (
         node.domain not in ("", "ai.onnx")
-        or node.op_type in STANDARD_OURS
+        or (node.op_type in STANDARD_OURS and len(node.output) == 1)
         or any(k.startswith("scale_") for k in attrs)
     ):
         return True
@@ -148,31 +241,53 @@ def load(path: str | os.PathLike[str]) -> Model:
         LingerError: the file is missing, truncated, not ours, or holds scales that are not powers of two.
     """
     with during("load"):
-        try:
-            proto = onnx.load(os.fspath(path))
-        except FileNotFoundError:
-            raise LingerError(
-                f"there is no file {os.fspath(path)!r}; pass the path given to linger.onnx.export"
-            ) from None
-        except (DecodeError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-            raise LingerError(
-                f"{os.fspath(path)!r} is truncated or not an ONNX file ({error}); export it again"
-            ) from None
-        return from_proto(proto, os.fspath(path))
+        return from_proto(read(path), os.fspath(path))
+
+
+def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Any ONNX file as it is.
+
+    Raises:
+        LingerError: it is missing, truncated or none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise LingerError(
+            f"found a path of type {type(path).__name__}, allowed are a string and a Path; pass one of them"
+        )
+    try:
+        return onnx.load(os.fspath(path))
+    except FileNotFoundError:
+        raise LingerError(f"there is no file {os.fspath(path)!r}; pass the path given to linger.onnx.export") from None
+    except OSError as error:
+        raise LingerError(
+            f"{os.fspath(path)!r} cannot be read ({error.strerror}); pass the path given to linger.onnx.export"
+        ) from None
+    except (DecodeError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise LingerError(f"{os.fspath(path)!r} is truncated or not an ONNX file ({error}); export it again") from None
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "the model") -> Model:
     """The same for a model in memory."""
-    if not proto.graph.node or not proto.graph.output:
-        raise LingerError(f"{name!r} is truncated or empty: it has no nodes; export it again")
-    if not any(
+    try:
+        _refuse_foreign(proto, name)
+        return Model(proto)
+    except LingerError:
+        raise
+    except (*BROKEN, onnx.defs.SchemaError) as error:
+        raise LingerError(f"{name!r} is damaged ({error}); export it again") from None
+
+
+def _refuse_foreign(proto: onnx.ModelProto, name: str) -> None:
+    if not proto.graph.node or not proto.graph.output or not proto.opset_import:
+        raise LingerError(f"{name!r} is truncated or empty: it has no nodes or no opset; export it again")
+    if any(
         n.domain not in ("", "ai.onnx") if n.op_type in BY_NAME else n.op_type.endswith("Int") for n in proto.graph.node
     ):
-        ours = proto.producer_name == "linger"
-        way = (
-            'dialect="standard" and "qdq" run in ONNX Runtime; export with dialect="thinker"'
-            if ours
-            else "load a file that linger exported"
-        )
-        raise LingerError(f"{name!r} has no fixed-point node; {way}")
-    return Model(proto)
+        return
+    ours = proto.producer_name == "linger"
+    way = (
+        'dialect="standard" and "qdq" run in ONNX Runtime; export with dialect="thinker"'
+        if ours
+        else "load a file that linger exported"
+    )
+    raise LingerError(f"{name!r} has no fixed-point node; {way}")

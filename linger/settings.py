@@ -39,7 +39,10 @@ def _switch(tags: tuple[str, ...], enable: bool) -> None:
 def SetPlatFormQuant(platform_quant: PlatFormQuant = PlatFormQuant.luna_quant) -> None:
     """Choose the family of chips; there is one."""
     if platform_quant is not PlatFormQuant.luna_quant:
-        raise LingerError(f"SetPlatFormQuant: found {platform_quant}, allowed is PlatFormQuant.luna_quant")
+        raise LingerError(
+            f"SetPlatFormQuant: found {platform_quant}, allowed is PlatFormQuant.luna_quant; pass that, and choose the chip "
+            "with init(target=...)"
+        )
     config.platform_quant = platform_quant
 
 
@@ -89,8 +92,8 @@ def SetIQTensorTanh(enable: bool = True) -> None:
 
 
 def SetIQTensorSoftmax(enable: bool = True) -> None:
-    """Softmax in fixed point (default) or in float."""
-    _switch(("SoftmaxInt",), enable)
+    """Softmax and softmin in fixed point (default) or in float."""
+    _switch(("SoftmaxInt", "softmin"), enable)
 
 
 def SetIQTensorLogSoftmax(enable: bool = True) -> None:
@@ -99,8 +102,8 @@ def SetIQTensorLogSoftmax(enable: bool = True) -> None:
 
 
 def SetIQTensorVar(enable: bool = True) -> None:
-    """Variances in fixed point (default) or in float."""
-    _switch(("iqvar",), enable)
+    """Variances and standard deviations in fixed point (default) or in float."""
+    _switch(("iqvar", "iqstd"), enable)
 
 
 def SetFunctionBmmQuant(enable: bool = True) -> None:
@@ -111,6 +114,3 @@ def SetFunctionBmmQuant(enable: bool = True) -> None:
 def SetFunctionChannelShuffleQuant(enable: bool = True) -> None:
     """Channel shuffles in fixed point (default) or in float."""
     _switch(("channel_shuffle",), enable)
-
-
-SWITCHES = tuple(name for name in dir() if name.startswith("Set"))

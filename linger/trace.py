@@ -1,4 +1,4 @@
-"""One forward written down: the tape, the graph it yields, and the table of calls that only move values."""
+"""One forward written down: the tape, the recorder that fills it, and the graph it yields."""
 
 from __future__ import annotations
 
@@ -11,52 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
+from linger.calls import QUERIES, first_positional, plain_name
 from linger.errors import LingerError
 from linger.numerics import grid_of, version
-from linger.ops import BY_CALL, CONTAINERS, IntModule
+from linger.ops import CONTAINERS, IntModule
 from linger.ops._constant import constant_of, set_constant
-
-T: Any = Tensor
-
-# Calls that only move values: the result carries the first operand's grid.
-PASS: dict[Callable[..., Any], str] = {
-    T.view: "view", T.reshape: "reshape", torch.reshape: "reshape", T.flatten: "flatten", torch.flatten: "flatten",
-    T.permute: "permute", torch.permute: "permute", T.transpose: "transpose", torch.transpose: "transpose",
-    T.squeeze: "squeeze", torch.squeeze: "squeeze", T.unsqueeze: "unsqueeze", torch.unsqueeze: "unsqueeze",
-    T.__getitem__: "getitem", T.split: "split", torch.split: "split", T.chunk: "chunk", torch.chunk: "chunk",
-    T.unbind: "unbind", torch.unbind: "unbind", T.flip: "flip", torch.flip: "flip", T.expand: "expand",
-    T.expand_as: "expand", T.repeat: "repeat", T.tile: "repeat", torch.tile: "repeat", T.contiguous: "identity",
-    T.clone: "identity", torch.clone: "identity", T.detach: "identity", torch.detach: "identity",
-    T.view_as: "view", T.reshape_as: "view", T.narrow: "narrow", torch.narrow: "narrow", T.select: "select",
-    torch.select: "select", T.unflatten: "view", torch.unflatten: "view", T.to: "identity", T.float: "identity",
-    T.t: "transpose", torch.t: "transpose", T.movedim: "permute", torch.movedim: "permute", T.swapaxes: "transpose",
-    torch.swapaxes: "transpose", T.swapdims: "transpose", torch.swapdims: "transpose", torch.movedim: "permute",
-    T.moveaxis: "permute", torch.moveaxis: "permute", T.T.__get__: "transpose", T.mT.__get__: "transpose",
-    T.data.__get__: "identity", T.cpu: "identity", T.cuda: "identity", T.ravel: "view", torch.ravel: "view",
-    T.broadcast_to: "expand", torch.broadcast_to: "expand", T.tensor_split: "split", torch.tensor_split: "split",
-    torch.max_pool1d: "max_pool", torch.max_pool2d: "max_pool",
-    F.relu: "relu", torch.relu: "relu", T.relu: "relu", F.max_pool1d: "max_pool", F.max_pool2d: "max_pool",
-}  # fmt: skip
-# In-place forms of the above, and every in-place call: their target loses its grid unless named here.
-PASS_INPLACE: dict[Callable[..., Any], str] = {T.relu_: "relu", torch.relu_: "relu", F.relu_: "relu"}
-# Dropout scales what it keeps by 1 / (1 - p) in training; the others also shift it.
-DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
-ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
-RANDOM = dict.fromkeys((torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli, T.bernoulli, torch.normal,
-    torch.poisson, torch.multinomial, T.multinomial), "random")  # fmt: skip
-# Calls that change their first operand, in a dict because ``torch.compile`` reads neither a function's name nor a large set.
-INPLACE: dict[Any, str] = {
-    getattr(owner, name): name
-    for owner in (T, torch, F)
-    for name in dir(owner)
-    if (name.endswith("_") and name[0] != "_") or name == "__setitem__"
-}
-QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
-    T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +54,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A forward written down: its calls in order, what went in, what came out, and constants met on the way."""
+    """A forward written down: its calls in order, what went in, what came out.
+
+    ``constants``: parameters, buffers and other tensors that were there before. ``results``: what calls made of nothing
+    but such tensors and numbers.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
@@ -101,9 +69,13 @@ class Graph:
 
 @dataclass
 class Tape:
-    """The recorder's notebook. A tensor object changed in place becomes a new value."""
+    """The recorder's notebook. A tensor object changed in place becomes a new value.
 
-    keep_results: bool = False
+    ``lenient``: a tensor that was changed through another name, or made out of sight, is a new value of unknown origin;
+    otherwise it is an error, for the graph would be wrong.
+    """
+
+    lenient: bool = False
     nodes: list[Node] = field(default_factory=list)
     values: dict[int, Value] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
@@ -111,10 +83,13 @@ class Tape:
     results: dict[int, Tensor] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
+    changes: dict[int, int] = field(default_factory=dict)
+    made: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
     owners: list[str] = field(default_factory=lambda: [""])
     paused: int = 0
 
     def fresh(self, t: Tensor) -> Value:
+        """A new value for what ``t`` holds now."""
         grid = grid_of(t)
         new = Value(
             id=len(self.alive), shape=tuple(t.shape), scale=None if grid is None else float(grid.scale),
@@ -122,31 +97,65 @@ class Tape:
         )  # fmt: skip
         self.values[id(t)], self.versions[id(t)] = new, version(t)
         self.alive.append(t)
-        if self.keep_results:
-            self.results[new.id] = t.detach().clone()
         return new
 
     def value(self, t: Tensor) -> Value:
-        if id(t) not in self.values:
-            self.constants[self.fresh(t).id] = t
-        elif self.versions[id(t)] != version(t):
+        """The value of an operand."""
+        known = id(t) in self.values
+        if known and self.versions[id(t)] == version(t):
+            found, constant = self.values[id(t)], constant_of(t)
+            if constant is not None and found.id in self.results:
+                set_constant(self.results[found.id], constant)  # it may have got a name since
+            return found
+        if self.lenient:
+            return self.fresh(t)
+        if known:
             raise LingerError(
                 f"{user_line()}: a tensor is read after it was changed in place through a view or another name of it; "
                 "make one of them a clone()"
             )
-        found, constant = self.values[id(t)], constant_of(t)
-        if constant is not None and found.id in self.results:
-            set_constant(self.results[found.id], constant)  # it may have got a name since
-        return found
+        if t in self.made:
+            raise LingerError(
+                f"{user_line()}: a tensor of shape {tuple(t.shape)} comes from a call that cannot be seen (in a hook, in "
+                "a layer's own forward, or outside of PyTorch); make the call in the forward of the net"
+            )
+        new = self.fresh(t)
+        self.constants[new.id] = t
+        return new
 
     def replaced(self, target: Tensor, by: Tensor) -> None:
         """``target`` was overwritten in place with the value of ``by``."""
         self.values[id(target)], self.versions[id(target)] = self.values[id(by)], version(target)
 
+    def stands_for(self, copy: Tensor, original: Tensor) -> None:
+        """``copy`` has the value of ``original``, which may change from now on."""
+        self.values[id(copy)], self.versions[id(copy)] = self.value(original), version(copy)
+        self.alive.append(copy)
+
+    def changed(self, t: Tensor, before: int) -> None:
+        """A call wrote into ``t`` itself, whose version was ``before``."""
+        self.changes[id(t)] = self.changes.get(id(t), 0) + version(t) - before
+
+    def before_assignment(self, target: Tensor, index: Any, value: Any) -> Value:
+        """The value of ``target`` before ``target[index] = value``.
+
+        ``t[i] += x`` reads a view of t, changes it in place, and assigns it: the change is where it is assigned to.
+        """
+        stale = id(target) in self.values and self.versions[id(target)] != version(target)
+        if stale and isinstance(value, Tensor):
+            own = self.versions[id(target)] + self.changes.get(id(value), 0) == version(target)
+            place, there = value, target[index]
+            same = place.data_ptr() == there.data_ptr() and place.stride() == there.stride()
+            if own and same and place.shape == there.shape:
+                return self.values[id(target)]
+        return self.value(target)
+
     def encode(self, tree: Any) -> Any:
+        """The tree with every tensor replaced by its value."""
         return pytree.tree_map_only(Tensor, self.value, tree)
 
     def add(self, name: str, op: str, module: str | None, args: Any, kwargs: Any, out: Any, func: Any = None) -> None:
+        """Write a call down; one that returns no tensor leaves no trace."""
         outputs = tensors_of(out)
         if outputs:
             self.nodes.append(
@@ -164,7 +173,7 @@ class Tape:
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
         """Write a functional call down, named ``owner.op_ordinal``."""
-        owner, op = self.owners[-1], _plain_name(func)
+        owner, op = self.owners[-1], plain_name(func)
         stem = f"{owner}.{op}".lstrip(".")
         n = self.names.get(stem, 0)
         self.names[stem] = n + 1
@@ -174,25 +183,6 @@ class Tape:
             self.results.update({v.id: _kept(t) for v, t in zip(node.outputs, tensors_of(out), strict=True)})
 
 
-def is_inplace(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call changes its first operand."""
-    return bool(kwargs.get("inplace")) or func in INPLACE
-
-
-def dropout_rate(args: Any, kwargs: Any) -> float:
-    """p of a dropout that is active, 0 of one that is not."""
-    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
-
-
-def first_positional(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The call with its first operand given by position, as ``torch.add(input=x, other=y)`` may not have it."""
-    for name in ("input", "tensors", "self"):
-        if not args and name in kwargs:
-            return (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
-    return args, kwargs
-
-
 def _kept(t: Tensor) -> Tensor:
     """A copy that says what it was computed from."""
     copy, constant = t.detach().clone(), constant_of(t)
@@ -200,6 +190,7 @@ def _kept(t: Tensor) -> Tensor:
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of nested tuples, lists and dicts, in order."""
     return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
 
 
@@ -222,16 +213,6 @@ def user_line() -> str:
     return ""
 
 
-def _plain_name(func: Callable[..., Any]) -> str:
-    name = BY_CALL[func].site if func in BY_CALL else PASS.get(func) or PASS_INPLACE.get(func)
-    if func in DROPOUTS or func in ALPHA_DROPOUTS:
-        return "dropout"
-    if name:
-        return name
-    raw = getattr(func, "__name__", str(func))
-    return raw if raw != "fn" else "pool"
-
-
 def is_leaf(module: nn.Module) -> bool:
     """A module recorded as one node: a twin, or a layer of torch or linger without children of the user's."""
     return isinstance(module, IntModule) or (
@@ -246,23 +227,33 @@ def _hooked(net: nn.Module, tape: Tape, leaf: Callable[[nn.Module], bool]) -> It
     names: dict[nn.Module, str] = {}
     for name, module in net.named_modules(remove_duplicate=False):
         names.setdefault(module, name)
-    handles, encoded = [], []
+    handles: list[Any] = []
+    running: list[nn.Module] = []
+    encoded: list[Any] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append(module)
         tape.owners.append(names[module])
         if leaf(module):
-            encoded.append(None if tape.paused else (tape.encode(args), tape.encode(kwargs)))
+            encoded.append(None)
             tape.paused += 1
+            if tape.paused == 1:
+                encoded[-1] = tape.encode((args, kwargs))
 
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        if not running or running[-1] is not module:
+            return  # called after a hook of the user's failed, before ours ran
+        running.pop()
         tape.owners.pop()
         if leaf(module):
             tape.paused -= 1
             seen = encoded.pop()
             if not tape.paused and seen is not None:
-                name, n = names[module], tape.names.get(names[module], 0)
+                name = names[module] or type(module).__name__
+                n = tape.names.get(name, 0)
                 tape.names[name] = n + 1
-                tape.add(name if not n else f"{name}@{n}", type(module).__name__, name, *seen, out)
+                given, named = seen
+                tape.add(name if not n else f"{name}@{n}", type(module).__name__, names[module], given, named, out)
 
     for module in names:
         if module is not net or leaf(module):
@@ -279,14 +270,30 @@ class _Spy(TorchFunctionMode):
     """Writes the functional calls of a net that is not converted on the tape."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, tape = kwargs or {}, running_tape()
+        tape = running_tape()
         if tape is None or func in QUERIES:
-            return func(*args, **kwargs)
-        args, kwargs = first_positional(args, kwargs)
+            return func(*args, **(kwargs or {}))
+        args, kwargs = first_positional(func, args, kwargs)
         encoded = tape.encode(args), tape.encode(kwargs)
         out = func(*args, **kwargs)
         if tensors_of(out):
             tape.call(func, *encoded, out)
+        return out
+
+
+class _Made(TorchDispatchMode):
+    """Notes every tensor that is made while the tape runs: one that no call on the tape made must not pass for a constant."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(t) for t in tensors_of((args, kwargs))}
+        for t in tensors_of(out):
+            if id(t) not in given:
+                self.tape.made[t] = None
         return out
 
 
@@ -295,8 +302,8 @@ def record(
     net: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
-    keep_results: bool = False,
     leaf: Callable[[nn.Module], bool] = is_leaf,
+    lenient: bool = False,
 ) -> tuple[Graph, Any]:
     """Run the net once in eval mode, without touching its state, and write the forward down.
 
@@ -304,16 +311,16 @@ def record(
         The graph, and what the forward returned.
     """
     kwargs = kwargs or {}
-    tape = Tape(keep_results=keep_results)
+    tape = Tape(lenient=lenient)
     modes = {m: m.training for m in net.modules()}
-    inputs = tuple(tape.fresh(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+    inputs = tuple(tape.fresh(t) for t in tensors_of((args, kwargs)))
     _TAPES.append(tape)
     try:
         for module in modes:
             module.training = False
-        with _hooked(net, tape, leaf), _Spy():
+        with torch.inference_mode(False), torch.no_grad(), _hooked(net, tape, leaf), _Spy(), _Made(tape):
             out = net(*args, **kwargs)
-        outputs = tuple(tape.value(t) for t in pytree.tree_leaves(out) if isinstance(t, Tensor))
+        outputs = tuple(tape.value(t) for t in tensors_of(out))
     finally:
         _TAPES.pop()
         for module in net.modules():  # more than before where the forward made sites
@@ -322,3 +329,22 @@ def record(
         nodes=tuple(tape.nodes), inputs=inputs, outputs=outputs, constants=tape.constants, results=tape.results
     )
     return graph, out
+
+
+def recorded(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, **options: Any) -> Any:
+    """``record``, with what a forward raises as an error of the user's input.
+
+    Raises:
+        LingerError: the forward does not run on these inputs.
+    """
+    try:
+        return record(net, args, kwargs, **options)
+    except LingerError:
+        raise
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tensors_of((args, kwargs))]
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise LingerError(
+            f"the forward of {type(net).__name__} does not run on inputs of shape {shapes}: {said}; "
+            "pass inputs that it accepts"
+        ) from error

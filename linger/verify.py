@@ -11,10 +11,11 @@ import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from linger import runtime
 from linger.errors import LingerError, during
+from linger.swap import require_net
+from linger.trace import tensors_of
 
 LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -85,7 +86,14 @@ def first_difference(expected: np.ndarray, found: np.ndarray) -> tuple[int, ...]
     return None if same.all() else tuple(int(i) for i in np.argwhere(~same)[0])
 
 
-def verify(net: nn.Module, path: str | os.PathLike[str], inputs: Any, *, quiet: bool = False) -> Report:
+def verify(
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    inputs: Any,
+    *,
+    kwargs: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> Report:
     """Compare the eval forward of ``net`` with the file, in the NumPy runtime and in ONNX Runtime at every level.
 
     Args:
@@ -93,32 +101,28 @@ def verify(net: nn.Module, path: str | os.PathLike[str], inputs: Any, *, quiet: 
         path: the file; dialect "standard" is compared in ONNX Runtime only, and a file written by plain
             ``torch.onnx.export``, which has no function bodies, in the runtime only: the report says so.
         inputs: what forward takes, one tensor or a tuple.
+        kwargs: keyword inputs of forward, in the order given to ``export``.
         quiet: do not print the report.
 
     Returns:
         The counts and, where something differs, the first node and element. Prints the same unless ``quiet``.
+
+    Raises:
+        LingerError: the file cannot be read, or the net or the file does not run on these inputs.
     """
     with during("verify"):
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
-        expected = [t.detach().cpu().numpy() for t in _eval(net, args)]
-        proto = onnx.load(os.fspath(path))
+        require_net("verify", net)
+        args, kwargs = inputs if type(inputs) is tuple else (inputs,), kwargs or {}
+        proto = runtime.read(path)
         names = [i.name for i in proto.graph.input]
-        tensors = [t.detach().cpu().numpy() for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        tensors = tensors_of((args, kwargs))
         if len(names) != len(tensors):
             raise LingerError(f"found {len(tensors)} inputs, the file takes {', '.join(names)}; pass those of forward")
-        feed = dict(zip(names, tensors, strict=True))
-        runs: dict[str, list[np.ndarray]] = {}
-        reference: runtime.Model | None = None
-        if any(i.domain == "thinker" for i in proto.opset_import):
-            reference = runtime.from_proto(proto, os.fspath(path))
-            out = reference(feed)
-            runs["runtime"] = list(out) if isinstance(out, tuple) else [out]
-        for level in LEVELS if reference is None or proto.functions else ():
-            runs[level] = session(proto, level).run(None, feed)
+        expected = [array(t) for t in _eval(net, args, kwargs)]
+        feed = {i.name: _typed(t, i) for i, t in zip(proto.graph.input, tensors, strict=True)}
+        runs, reference = _run(proto, os.fspath(path), feed)
         outputs = [o.name for o in proto.graph.output]
-        differing = {
-            where: sum(_count(e, f) for e, f in zip(expected, found, strict=True)) for where, found in runs.items()
-        }
+        differing = {where: _differing(expected, found) for where, found in runs.items()}
         first = next(
             (_locate(w, outputs, expected, runs[w], reference, proto, feed) for w, n in differing.items() if n), None
         )
@@ -128,16 +132,66 @@ def verify(net: nn.Module, path: str | os.PathLike[str], inputs: Any, *, quiet: 
     return report
 
 
-def _eval(net: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+def array(t: Tensor) -> np.ndarray:
+    """A tensor of any device and type as an array; half floats as float32, since a file has no others."""
+    t = t.detach().cpu()
+    found: np.ndarray = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+    return found
+
+
+def _typed(t: Tensor, value: onnx.ValueInfoProto) -> np.ndarray:
+    """The input in the type that the file declares: a net of float64 is written as float32."""
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return array(t).astype(wanted) if t.dtype.is_floating_point else array(t)
+
+
+def _run(
+    proto: onnx.ModelProto, path: str, feed: dict[str, np.ndarray]
+) -> tuple[dict[str, list[np.ndarray]], runtime.Model | None]:
+    """What every runner makes of the inputs, and the NumPy runtime's model where the file is for it."""
+    runs: dict[str, list[np.ndarray]] = {}
+    reference: runtime.Model | None = None
+    if any(i.domain == "thinker" for i in proto.opset_import):
+        reference = runtime.from_proto(proto, path)
+        out = reference(feed)
+        runs["runtime"] = list(out) if isinstance(out, tuple) else [out]
+    for level in LEVELS if reference is None or proto.functions else ():
+        try:
+            runs[level] = session(proto, level).run(None, feed)
+        except Exception as error:  # ONNX Runtime's own classes have no common base
+            raise LingerError(
+                f"ONNX Runtime ({level}) does not run {path!r} on these inputs: {error}; export with dynamic_axes, or pass "
+                "inputs of the shapes that it was exported with"
+            ) from error
+    return runs, reference
+
+
+def _eval(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     modes = {m: m.training for m in net.modules()}
     try:
         net.eval()
         with torch.no_grad():
-            out = net(*args)
+            out = net(*args, **kwargs)
+    except LingerError:
+        raise
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tensors_of((args, kwargs))]
+        raise LingerError(
+            f"the forward of {type(net).__name__} does not run on inputs of shape {shapes}: {error}; pass inputs that it accepts"
+        ) from error
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+    return tensors_of(out)
+
+
+def _differing(expected: list[np.ndarray], found: list[np.ndarray]) -> int:
+    """How many elements differ over all outputs."""
+    if len(expected) != len(found):
+        raise LingerError(
+            f"the net returns {len(expected)} tensors, the file {len(found)}; compare a net with its own file"
+        )
+    return sum(_count(e, f) for e, f in zip(expected, found, strict=True))
 
 
 def _count(expected: np.ndarray, found: np.ndarray) -> int:

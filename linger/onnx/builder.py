@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx import numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from linger.errors import LingerError
 from linger.onnx.sizes import Dyn, is_dynamic, same
@@ -67,14 +67,15 @@ class Builder:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """An initializer; the same name with the same contents is written once."""
-        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         found = self.initializers.get(name)
         if found is not None and found.const_value is not None:
             old = found.const_value.numpy()
             if old.dtype == array.dtype and np.array_equal(old, array):
                 return found
             name = self.unique(name)
-            tensor = ir.tensor(array, name=name)
+        elif name in self.names:
+            name = self.unique(name)
+        tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
         self.names.add(name)
         made = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.initializers[name] = made
@@ -115,6 +116,23 @@ class Builder:
 
     def one(self, *args: Any, **kwargs: Any) -> ir.Value:
         return self.add(*args, **kwargs)[0]
+
+    def inline(self, name: str, text: str, x: ir.Value, numbers: Mapping[str, float], sizes: Iterable[int]) -> ir.Value:
+        """ONNX statements from ``X`` to ``Y``, both float, as nodes; ``@name`` stands for one of the numbers."""
+        parsed = parser.parse_function(f'<domain: "x", opset_import: ["" : {self.opset}]>\nf (X) => (Y) {{\n{text}\n}}')
+        made = {"X": x}
+        for node in parsed.node:
+            said = {a.name: a.ref_attr_name for a in node.attribute if a.ref_attr_name}
+            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name not in said}
+            attrs = {k: numpy_helper.to_array(v) if isinstance(v, TensorProto) else v for k, v in attrs.items()}
+            attrs |= {k: numbers[number] for k, number in said.items()}
+            result, last = node.output[0], node.output[0] == "Y"
+            dtype = ir.DataType.BOOL if node.op_type in ("Greater", "Less") else ir.DataType.FLOAT
+            inputs = [made[i] for i in node.input]
+            made[result] = self.one(
+                name if last else f"{name}.{result}", node.op_type, inputs, attrs, dtype, sizes if last else None
+            )
+        return made["Y"]
 
     # --- sizes
 
@@ -160,6 +178,13 @@ class Builder:
             f"{name}: a size of {int(size)} changes with a dynamic axis but is no input's size; use -1 or fix the axis"
         )
 
+    def dimensions(self, name: str, sizes: Sequence[int]) -> ir.Value:
+        """Sizes as a 1-D int64 tensor, dynamic ones read from the inputs."""
+        if not is_dynamic(list(sizes)):
+            return self.ints(sizes)
+        parts = [self.computed_size(name, s) if isinstance(s, Dyn) else self.ints([s]) for s in sizes]
+        return self.one(f"{name}.shape", "Concat", parts, {"axis": 0}, ir.DataType.INT64, (len(parts),))
+
     def prune(self, results: Sequence[ir.Value]) -> None:
         """Drop what no result of the graph depends on: attention weights that nobody reads, for example."""
         needed = {id(v) for v in results}
@@ -187,6 +212,11 @@ class Builder:
                     node.overload = overload
                 made.append(function(op_type, form, overload, self.opset, nodes[0], real))
         return made, OVERLOAD_IR if overloaded else FUNCTION_IR
+
+
+def width(x: ir.Value) -> int:
+    """Bits of a fixed-point value, 0 for any other."""
+    return next((bits for bits, dtype in DTYPES.items() if dtype == x.dtype), 0)
 
 
 def attribute(name: str, value: Any) -> ir.Attr:

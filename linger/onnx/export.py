@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import tempfile
@@ -15,24 +14,35 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from linger._version import VERSION
 from linger.errors import LingerError, LingerWarning, during
 from linger.onnx.builder import Builder
+from linger.onnx.inputs import (
+    axes_of,
+    given,
+    input_names_of,
+    output_names_of,
+    refuse_strange,
+    require_leaves,
+    symbols_of,
+)
 from linger.onnx.passes import DIALECTS
 from linger.onnx.sizes import record_all
 from linger.onnx.writer import Writer
 from linger.ops import IntModule
+from linger.swap import require_net
 from linger.targets import target as find_target
+from linger.trace import tensors_of
 
-VERSION = "2.0.0"
 DEFAULT_OPSET = 17  # the newest that the chip's packer was proven to read unchanged
-OPSETS = range(12, 1 + min(onnx.defs.onnx_opset_version(), 26))
+OPSETS = range(12, 1 + min(onnx.defs.onnx_opset_version(), 27))  # ONNX Runtime 1.32 has no QuantizeLinear of opset 28
 IGNORED = {
     "verbose", "dynamo", "export_params", "do_constant_folding", "training", "operator_export_type", "keep_initializers_as_inputs",
     "report", "optimize", "verify", "profile", "fallback", "artifacts_dir", "autograd_inlining", "is_update_dequant",
     "external_data", "verify_export",
 }  # fmt: skip
+UNSUPPORTED = {"custom_translation_table", "custom_opsets", "dump_exported_program", "export_modules_as_functions"}
 
 
 def export(
@@ -73,7 +83,7 @@ def export(
         LingerError: the net was never run, an op has no form in the file, or a size that must be fixed is dynamic.
     """
     with during("export"):
-        unknown = sorted(set(options) - IGNORED)
+        unknown = sorted(k for k, v in options.items() if k not in IGNORED and (v or k not in UNSUPPORTED))
         if unknown:
             raise LingerError(
                 f"found argument {', '.join(unknown)}, allowed are those of torch.onnx.export that apply here; leave it out"
@@ -82,12 +92,13 @@ def export(
             raise LingerError(f"dialect is {dialect!r}, allowed are {', '.join(DIALECTS)}; choose one of them")
         opset = DEFAULT_OPSET if opset_version is None else opset_version
         if opset not in OPSETS:
-            raise LingerError(f"opset_version is {opset}, allowed are {OPSETS[0]} to {OPSETS[-1]}; choose one of them")
-        inputs = args if isinstance(args, tuple) else (args,)
-        if inputs and isinstance(inputs[-1], dict) and not kwargs:
-            inputs, kwargs = inputs[:-1], inputs[-1]
+            raise LingerError(
+                f"opset_version is {opset!r}, allowed are {OPSETS[0]} to {OPSETS[-1]}; choose one of them"
+            )
+        require_net("export", model)
+        inputs, kwargs = given(model, args, kwargs)
         proto, islands = build(
-            model, inputs, kwargs or {}, input_names, output_names, opset, _axes(dynamic_axes, dynamic_shapes), dialect,
+            model, inputs, kwargs, input_names, output_names, opset, axes_of(dynamic_axes, dynamic_shapes), dialect,
             target or model.__dict__.get("_linger_target"),
         )  # fmt: skip
         if f is not None:
@@ -103,32 +114,19 @@ def build(
 ) -> tuple[onnx.ModelProto, list[str]]:  # fmt: skip
     """The checked model, and the names of what is in float."""
     chip = find_target(target)
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    names = list(input_names or _parameter_names(model, args, kwargs))
-    if len(names) < len(tensors):
-        names += [f"input_{i}" for i in range(len(names), len(tensors))]
-    strange = [
-        k
-        for k in axes
-        if isinstance(k, str) and k not in names and k not in (output_names or ()) and not k.startswith("output_")
-    ]
-    if strange:
+    tensors = tensors_of((args, kwargs))
+    names = input_names_of(model, args, kwargs, input_names, output_names)
+    refuse_strange(axes, names, output_names)
+    by_input = [symbols_of(name, i, axes, t) for i, (name, t) in enumerate(zip(names, tensors, strict=True))]
+    graph, out, symbols = record_all(model, args, kwargs, by_input, leaf=lambda m: isinstance(m, IntModule))
+    require_leaves("output", out)
+    if not graph.outputs:
         raise LingerError(
-            f"dynamic axes of {', '.join(strange)}, allowed are the inputs {', '.join(names)} and the outputs; use those names or pass input_names"
+            f"the forward of {type(model).__name__} returns no tensor; return what the file is to compute"
         )
-    by_input = [_symbols(name, i, axes) for i, name in enumerate(names[: len(tensors)])]
-    try:
-        graph, _, symbols = record_all(model, args, kwargs, by_input, leaf=lambda m: isinstance(m, IntModule))
-    except LingerError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = [tuple(t.shape) for t in tensors]
-        raise LingerError(
-            f"the forward of {type(model).__name__} does not run on inputs of shape {shapes}: {error}; pass inputs that it accepts"
-        ) from error
     b = Builder(opset, chip, symbols)
     w = Writer(model, graph, b)
-    outputs = list(output_names or ())
+    outputs = output_names_of(len(graph.outputs), output_names)
     b.names.update(names, outputs)
     for value, name, by_axis, tensor in zip(graph.inputs, names, by_input, tensors, strict=False):
         shape = ir.Shape([by_axis.get(i, int(s)) for i, s in enumerate(value.shape)])
@@ -136,12 +134,13 @@ def build(
         b.inputs.append((made, value.shape))
         w.floats[value.id] = made
     w.write()
-    results = [_output(w, v, outputs[i] if i < len(outputs) else f"output_{i}") for i, v in enumerate(graph.outputs)]
+    results = [_output(w, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
     b.prune(results)
     functions, ir_version = b.functions(DIALECTS[dialect].real)
     imports = {"": opset} | ({"thinker": 1} if functions else {})
     made_graph = ir.Graph(
-        [v for v, _ in b.inputs], results, nodes=b.nodes, initializers=list(b.initializers.values()), opset_imports=imports, name="linger"
+        [v for v, _ in b.inputs], results, nodes=b.nodes, initializers=list(b.initializers.values()), opset_imports=imports,
+        name="linger",
     )  # fmt: skip
     finished = ir.Model(
         made_graph, ir_version=ir_version, producer_name="linger", producer_version=VERSION, functions=functions,
@@ -153,8 +152,8 @@ def build(
 
 
 def _output(w: Writer, v: Any, name: str) -> ir.Value:
-    """The float form of a result under its own name."""
-    source = w.plain(v)
+    """A result under its own name: floats, or the integers and truth values that the net itself returns."""
+    source = w.plain(v) if v.dtype.is_floating_point else w.as_is(v)
     producer = source.producer()
     shared = (
         producer is None
@@ -182,32 +181,6 @@ def _dtype(t: Tensor) -> ir.DataType:
         if t.dtype.is_floating_point
         else ir.DataType.from_numpy(torch.empty(0, dtype=t.dtype).numpy().dtype)
     )
-
-
-def _parameter_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """Names of forward's parameters, one per tensor."""
-    parameters = [p.name for p in inspect.signature(type(model).forward).parameters.values()][1:]
-    names: list[str] = []
-    for name, value in (*zip(parameters, args, strict=False), *kwargs.items()):
-        count = sum(isinstance(t, Tensor) for t in pytree.tree_leaves(value))
-        names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-    return names
-
-
-def _axes(dynamic_axes: Mapping[str, Any] | None, dynamic_shapes: Any) -> dict[Any, Any]:
-    """Input name or position -> axes, from either spelling."""
-    found: dict[Any, Any] = dict(dynamic_axes or {})
-    items = dynamic_shapes.items() if isinstance(dynamic_shapes, Mapping) else enumerate(dynamic_shapes or ())
-    for key, axes in items:
-        if axes:
-            pairs = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
-            found[key] = {a: getattr(d, "__name__", str(d)) for a, d in pairs if d is not None}
-    return found
-
-
-def _symbols(name: str, position: int, axes: Mapping[Any, Any]) -> dict[int, str]:
-    given = axes.get(name, axes.get(position, {}))
-    return dict(given) if isinstance(given, Mapping) else {a: f"{name}_dim_{a}" for a in given}
 
 
 def _metadata(w: Writer, target: str, dialect: str) -> dict[str, str]:
@@ -240,6 +213,8 @@ def _check(proto: onnx.ModelProto) -> None:
 def write(proto: onnx.ModelProto, f: str | os.PathLike[str]) -> None:
     """Write the bytes of the model to ``f``, whole or not at all."""
     path = Path(f)
+    if not path.parent.is_dir() or path.is_dir():
+        raise LingerError(f"cannot write {os.fspath(f)!r}, allowed is a file in a directory that exists; make it first")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as out:

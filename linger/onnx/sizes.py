@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
-from linger.trace import Graph, Node, Value, record
+from linger.trace import Graph, Node, Value, record, recorded
 
 
 class Dyn(int):
@@ -42,6 +42,10 @@ def same(a: int, b: int) -> bool:
 def _merge_leaf(leaves: tuple[Any, ...]) -> Any:
     first = leaves[0]
     if isinstance(first, Value):
+        if any(not isinstance(v, Value) or v.id != first.id for v in leaves):
+            raise LingerError(
+                "the forward reads other tensors when a dynamic axis changes; make it the same for all, or fix the axis"
+            )
         if len({len(v.shape) for v in leaves}) > 1:
             raise LingerError(
                 "the number of dimensions changes with a dynamic axis; name the dim of squeeze, or fix the axis"
@@ -50,9 +54,11 @@ def _merge_leaf(leaves: tuple[Any, ...]) -> Any:
         return replace(first, shape=shape)
     if isinstance(first, slice):
         return slice(*(_merge_leaf(tuple(getattr(v, k) for v in leaves)) for k in ("start", "stop", "step")))
-    if isinstance(first, int) and not isinstance(first, bool) and any(v != first for v in leaves):
+    if all(v is first or (type(v) is type(first) and repr(v) == repr(first)) for v in leaves):
+        return first
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in leaves):
         return Dyn(tuple(int(v) for v in leaves))
-    return first
+    raise LingerError(f"{first!r} changes with a dynamic axis; compute it with tensors, or fix the axis")
 
 
 def merge(trees: tuple[Any, ...]) -> Any:
@@ -75,7 +81,13 @@ def merge_graphs(graphs: list[Graph]) -> Graph:
         )
     nodes = tuple(_merge_node(each) for each in zip(*(g.nodes for g in graphs), strict=True))
     inputs, outputs = merge(tuple(g.inputs for g in graphs)), merge(tuple(g.outputs for g in graphs))
-    return replace(first, nodes=nodes, inputs=inputs, outputs=outputs)
+    results = {key: t for key, t in first.results.items() if all(_agree(t, g.results.get(key)) for g in graphs[1:])}
+    return replace(first, nodes=nodes, inputs=inputs, outputs=outputs, results=results)
+
+
+def _agree(a: Tensor, b: Tensor | None) -> bool:
+    """Whether a tensor made of constants holds the same values in two recordings."""
+    return b is not None and torch.equal(a, b)
 
 
 def _merge_node(each: tuple[Node, ...]) -> Node:
@@ -94,7 +106,7 @@ def record_all(
     Returns:
         The merged graph, what the first forward returned, and the symbols in the order of ``Dyn.values[1:]``.
     """
-    graph, out = record(net, args, kwargs, leaf=leaf)
+    graph, out = recorded(net, args, kwargs, leaf=leaf)
     symbols = sorted({symbol for by_axis in axes for symbol in by_axis.values()})
     graphs = [graph]
     for symbol in symbols:
@@ -104,7 +116,7 @@ def record_all(
         more_args, more_kwargs = pytree.tree_unflatten(grown, spec)
         try:
             graphs.append(record(net, more_args, more_kwargs, leaf=leaf)[0])
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:
             raise LingerError(
                 f"dynamic axis {symbol!r}: the forward does not run with it doubled: {error}; give axes that grow together the same name, or fix the axis"
             ) from error

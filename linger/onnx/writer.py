@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
 from linger.onnx.builder import DTYPES, THINKER, Builder
-from linger.onnx.float_ops import FLOAT_OPS
+from linger.onnx.emit import written
+from linger.onnx.float_ops import FLOAT_OPS, OTHER, RANDOM, SIZED
+from linger.onnx.indexing import INDEXING, assigned
 from linger.onnx.moves import MOVES
-from linger.onnx.sizes import is_dynamic
+from linger.onnx.selects import SELECTED
+from linger.onnx.sizes import Dyn, is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
@@ -32,7 +36,6 @@ class Writer:
         self.quantized: dict[tuple[str, float, int], ir.Value] = {}
         self.tensors = {id(t): name for name, t in (*net.named_buffers(), *net.named_parameters())}
         self.cast: dict[int, ir.Value] = {}
-        self.known: set[int] = set(graph.constants)  # values that no input of the net took part in
         self.islands: list[str] = []
         self.peaks: dict[str, float] = {}
 
@@ -65,21 +68,38 @@ class Writer:
         self.floats[v.id] = made
         return made
 
+    def integer(self, v: Value) -> ir.Value:
+        """A tensor of indices as int64."""
+        x = self.as_is(v)
+        if x.dtype == ir.DataType.INT64:
+            return x
+        return self.build.one(
+            f"{x.name}.int64", "Cast", [x], {"to": int(ir.DataType.INT64)}, ir.DataType.INT64, v.shape
+        )
+
+    def constant_of(self, v: Value) -> np.ndarray | None:
+        """The contents of a parameter, buffer or constant of the forward; None for what depends on an input."""
+        tensor = self.known(v)
+        if tensor is None or is_dynamic(v.shape):
+            return None
+        tensor = tensor.detach().cpu()
+        array: np.ndarray = (tensor.float() if tensor.dtype.is_floating_point else tensor).numpy()
+        return array
+
     def fixed(self, v: Value) -> ir.Value:
         """A parameter, buffer or constant of the forward as an initializer under its state-dict key."""
-        tensor = self.graph.constants.get(v.id)
-        if tensor is None:
-            tensor = self.graph.results.get(v.id)
-        if tensor is None or is_dynamic(v.shape):
+        array = self.constant_of(v)
+        if array is None:
             raise LingerError(
                 f"a tensor of shape {tuple(int(s) for s in v.shape)} made in forward depends on a dynamic axis; register it as a buffer"
             )
-        array = tensor.detach().cpu().numpy()
-        return self.build.constant(
-            self.key(tensor) or f"constant_{v.id}", array.astype(np.float32) if array.dtype == np.float64 else array
-        )
+        return self.build.constant(self.key(self.known(v)) or f"constant_{v.id}", array)
 
-    def key(self, tensor: Tensor) -> str:
+    def known(self, v: Value) -> Tensor | None:
+        """A parameter, buffer or constant of the forward."""
+        return self.graph.constants.get(v.id, self.graph.results.get(v.id))
+
+    def key(self, tensor: Tensor | None) -> str:
         """The state-dict key of a parameter or buffer, with the name of a part behind it; "" for anything else."""
         constant = constant_of(tensor)
         if constant is None or constant.name is None:
@@ -87,25 +107,19 @@ class Writer:
         key = self.tensors.get(id(constant.leaves[0]), "")
         return f"{key}.{constant.name}" if key and constant.name else key
 
-    def weight(self, v: Value, position: int) -> Operand:
-        """A weight as the module puts it on a grid: its values must be known now."""
-        tensor = self.graph.constants.get(v.id)
-        if tensor is None:
-            tensor = self.graph.results.get(v.id)
-        if v.id not in self.known or tensor is None:
+    def weight(self, v: Value, name: str) -> Tensor:
+        """The values of a weight, which the module itself puts on a grid: they must be the same in every run."""
+        tensor = self.known(v)
+        if tensor is None or self.constant_of(v) is None:
             raise LingerError(
-                f"operand {position} is a weight whose values depend on a dynamic axis; fix that axis, or make it an activation with "
-                "quant_tensor"
+                f"{name} is a weight whose values depend on a dynamic axis; fix that axis, or make it an activation with quant_tensor"
             )
-        return Operand(scale=1.0, bits=0, shape=v.shape, tensor=tensor, name=self.key(tensor))
+        return tensor
 
     def integers(self, v: Value, module: IntModule, position: int, bits: int) -> tuple[ir.Value, Operand]:
         """The operand on a grid of ``bits`` bits, as the module's own forward makes it."""
-        taken = module.taken(position, v.scale, v.bits, bits, v.shape)
         dynamic = frozenset(i for i, size in enumerate(v.shape) if is_dynamic(size))
-        taken = replace(taken, dtype=v.dtype, dynamic=dynamic)
-        if not taken.bits:
-            return self.as_is(v), taken
+        taken = replace(module.taken(position, v.scale, v.bits, bits, v.shape), dynamic=dynamic)
         if v.scale is None:
             return self.quant(v, taken.scale, bits), taken
         x = self.exact[v.id]
@@ -145,18 +159,21 @@ class Writer:
         module = self.modules.get(node.module) if node.module is not None else None
         if isinstance(module, IntModule):
             self.lowered(node, module)
-        elif not node.inputs() or self.is_known(node):
-            if self.is_known(node):
-                self.known.update(v.id for v in node.outputs)  # written where it is used, as any constant
-        elif node.op in MOVES:
+        elif self.is_constant(node):
+            return  # written where it is used
+        elif node.op in MOVES or node.op in INDEXING:
             self.moved(node)
+        elif node.op in SELECTED:
+            self.selected(node)
         else:
             self.float_op(node)
 
-    def is_known(self, node: Node) -> bool:
-        """Whether the results are constants: no tensor that a call reads changes with an input or a dynamic axis."""
-        shapes = tuple(v.shape for v in (*node.inputs(), *node.outputs))
-        return not is_dynamic((node.args, node.kwargs, shapes)) and all(v.id in self.known for v in node.inputs())
+    def is_constant(self, node: Node) -> bool:
+        """Whether a call made the same of constants in every recording."""
+        known = all(v.id in self.graph.constants or v.id in self.graph.results for v in node.inputs())
+        if known and node.op.startswith(RANDOM):
+            raise LingerError(f"{node.name}: found {node.op}, random in eval; draw outside of the exported net")
+        return all(v.id in self.graph.results and not is_dynamic(v.shape) for v in node.outputs)
 
     def moved(self, node: Node) -> None:
         source = node.inputs()[0]
@@ -165,45 +182,70 @@ class Writer:
         if not keeps and source.scale is not None:
             self.islands.append(f"{node.name} ({node.op})")
         held = self.exact if keeps else self.floats
-        for v, made in zip(node.outputs, MOVES[node.op](self.build, node, x), strict=True):
+        move = MOVES.get(node.op) or INDEXING[node.op]
+        for v, made in zip(node.outputs, move(self, node, x), strict=True):
+            held[v.id] = made
+
+    def selected(self, node: Node) -> None:
+        """Values of a gridded tensor stay integers; its indices and everything of a plain one have no grid."""
+        source = node.inputs()[0]
+        kept = source.scale is not None and (node.outputs[0].scale is not None or node.outputs[0].dtype == torch.int64)
+        x = self.exact[source.id] if kept else self.as_is(source)
+        for v, made in zip(node.outputs, SELECTED[node.op](self, node, x), strict=True):
+            held = self.exact if v.scale is not None else self.floats
             held[v.id] = made
 
     def float_op(self, node: Node) -> None:
-        row = FLOAT_OPS.get(node.op)
-        if row is None:
-            raise LingerError(
-                f"{node.name}: {node.op} at {node.source} cannot be exported, allowed are fixed-point layers, calls that move "
-                f"values, and {', '.join(sorted(FLOAT_OPS))}; rewrite the call, or keep it out of the exported net"
-            )
-        if node.outputs[0].dtype.is_floating_point:
+        if node.op == "setitem":
+            made = [assigned(self, node)]
+        else:
+            row = FLOAT_OPS.get(node.op)
+            if row is None or node.func in OTHER:
+                raise LingerError(
+                    f"{node.name}: found {node.op} at {node.source}, which has no form in the file, allowed are fixed-point "
+                    f"layers, calls that move values, and the {len(FLOAT_OPS)} calls of linger.onnx.float_ops.FLOAT_OPS; "
+                    "rewrite the call, or keep it out of the exported net"
+                )
+            if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
+                raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
+            made = written(self, node, row)
+        if node.outputs[0].dtype != torch.bool:  # a comparison loses nothing
             self.islands.append(f"{node.name} ({node.op})")
-        self.floats[node.outputs[0].id] = row(self, node)
+        self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
 
     def lowered(self, node: Node, module: IntModule) -> None:
         assert node.module is not None
         module.require_ranges()
-        values = node.inputs()
+        held = {k: v for k, v in node.kwargs.items() if k in module.parameter_names and isinstance(v, Value)}
+        stored = {v.id for v in held.values()}
+        values = [v for v in node.inputs() if v.id not in stored]
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
-        call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
-        call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
-        held = module.weights_at(call)
-        taken: list[tuple[ir.Value | None, Operand]] = [
-            (None, self.weight(v, i)) if i in held else self.integers(v, module, i, bits) for i, v in enumerate(values)
+        taken = [
+            (self.as_is(v), Operand(scale=1.0, bits=0, shape=v.shape, dtype=v.dtype))
+            if i in module.raw
+            else self.integers(v, module, i, bits)
+            for i, v in enumerate(values)
         ]
         out = node.outputs[0]
         if out.scale is None:
-            raise LingerError(f"{node.name}: the result has no grid; report this layer")
+            raise LingerError(
+                f"{node.name}: found a result without a grid, so a forward hook of the layer changes it, allowed are hooks that "
+                "only look; make the change in the forward of the net"
+            )
+        call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
+        call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
+        call |= {k: self.weight(v, k) for k, v in held.items()}
+        names = {k: self.key(v) for k, v in call.items() if k in held}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         peak = max((step.peak for step in steps), default=0.0)
-        if module.weighted or peak:
-            self.peaks[node.module] = peak
+        if peak or module.weighted:
+            s_x = torch.tensor(taken[0][1].scale)
+            self.peaks[node.module or node.name] = peak or module.accumulator_peak(s_x)
         made: list[ir.Value] = []
         for i, step in enumerate(steps):
             last = i == len(steps) - 1
-            made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last))
-        first = made[-1] if made else taken[0][0]
-        assert first is not None
-        self.exact[out.id] = first
+            made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last, names))
+        self.exact[out.id] = made[-1] if made else taken[0][0]
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
@@ -214,32 +256,41 @@ class Writer:
         each: list[tuple[Lowered, ...]] = []
         for k in range(count):
             at = tuple(replace(o, shape=_at(o.shape, k)) for o in operands)
-            each.append(module.lower(at, Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k)), call))
+            said = {key: _number_at(v, k) for key, v in call.items()}
+            each.append(module.lower(at, Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k)), said))
         for symbol, other in zip(self.build.symbols, each[1:], strict=True):
             for a, b in zip(each[0], other, strict=True):
                 wrong = [key for key in a.attrs if a.attrs[key] != b.attrs[key]]
+                wrong += [key for key in a.params if not np.array_equal(a.params[key], b.params[key])]
                 if wrong or a.form != b.form:
                     raise LingerError(
-                        f"{node.name}: {', '.join(wrong) or a.op_type} changes with dynamic axis {symbol!r}; fix that axis"
+                        f"{node.name}: {', '.join(wrong) or a.op_type} of the call at {node.source} changes with dynamic "
+                        f"axis {symbol!r}; fix that axis"
                     )
         return each[0]
 
     def step(
-        self, node: Node, step: Lowered, operands: Sequence[ir.Value | None], made: Sequence[ir.Value], shape: Any,
-        last: bool,
+        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool,
+        names: Mapping[str, str],
     ) -> ir.Value:  # fmt: skip
-        inputs: list[ir.Value | None] = []
+        inputs: list[ir.Value] = []
         for i in step.inputs:
             if isinstance(i, int):
                 inputs.append(operands[i])
             elif i.startswith("%"):
                 inputs.append(made[int(i[1:])])
             else:
-                inputs.append(self.build.constant(step.names.get(i, f"{node.module}.{i}"), step.params[i]))
-        name = node.name if last else f"{node.name}.{step.op_type}"
+                inputs.append(self.build.constant(names.get(i) or f"{node.module}.{i}".lstrip("."), step.params[i]))
+        stem = node.name or type(self.net).__name__  # a net that is one layer
+        name = stem if last else f"{stem}.{step.op_type}"
         return self.build.one(
             name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
         )  # fmt: skip
+
+
+def _number_at(tree: Any, k: int) -> Any:
+    """Arguments of a call as they were in recording ``k``."""
+    return pytree.tree_map_only(Dyn, lambda size: size.values[k], tree)
 
 
 def _at(shape: Sequence[int], k: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from linger import observe
 from linger.errors import LingerError
-from linger.numerics import FLOAT32_EXACT, WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
+from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
 from linger.ops import _symbolic
-from linger.ops._constant import leaves
 from linger.ops._lowered import Lowered, Operand
 
 _DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
@@ -32,6 +33,11 @@ def dry() -> Iterator[None]:
         _DRY.reset(token)
 
 
+def recomputing() -> bool:
+    """Whether gradient checkpointing repeats a forward inside of backward: ranges and statistics have seen the batch."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
@@ -42,6 +48,7 @@ class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
     ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
+    ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
 
@@ -57,23 +64,7 @@ class Op:
     names: Mapping[Callable[..., Any], tuple[str, ...]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
-
-
-Router = Callable[..., Any]  # route(func, *args): the call of ``func``, sent to its site
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Composed:
-    """A call made of others that have a fixed-point form: ``function(route, *args)`` makes them, routed in their turn.
-
-    ``tag``: the site whose switch turns it off. ``layer``: with a parameter as weight it is one also on a plain tensor.
-    ``opaque``: standard ONNX has no op for it, so that a file has those calls in float too.
-    """
-
-    function: Callable[..., Any]
-    tag: str
-    layer: bool = False
-    opaque: bool = False
+    bias_at: float = 0.0
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -96,19 +87,22 @@ def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -
         ("parameter_bits", parameter_bits, ALLOWED_PARAMETER_BITS),
         ("out_bits", out_bits, ALLOWED_DATA_BITS),
     ):
-        if bits not in allowed:
-            raise LingerError(f"{what} is {bits}, allowed are {', '.join(map(str, allowed))}; choose one of them")
+        if not isinstance(bits, int) or bits not in allowed:
+            raise LingerError(f"{what} is {bits!r}, allowed are {', '.join(map(str, allowed))}; choose one of them")
 
 
 class IntModule(nn.Module):
     """State and bookkeeping that every fixed-point twin and site shares. Mixed in before the torch class.
 
     Buffers ``running_<name>`` (0-d float32) for each name in ``observed``; ``scale_<name>`` are derived from them and
-    appear in the state dict under upstream's keys.
+    appear in the state dict under upstream's keys. ``parameter_names`` are the keyword arguments of a call that hold
+    parameters of the net: no operands, ``lower`` gets the tensors and stores them as integers.
     """
 
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
+    parameter_names: ClassVar[tuple[str, ...]] = ()
     weighted: ClassVar[bool] = False
+    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that are indices or conditions, not data
     chip: str = "venus"
     data_bits: int
     parameter_bits: int
@@ -117,8 +111,6 @@ class IntModule(nn.Module):
     normalize_weight: float | None
     normalize_bias: float | None
     ahead_relu: bool
-    exact_in_float32: bool
-    _proved: tuple[int, ...] | None
     _ranged: set[str]
     _calls: list[_symbolic.Call]
     _seen_in: int | None
@@ -144,7 +136,6 @@ class IntModule(nn.Module):
             normalize_bias,
         )
         self.ahead_relu = ahead_relu
-        self.exact_in_float32 = True
         self.forget()
         for name in self.observed:
             self.register_buffer(f"running_{name}", torch.zeros((), device=device))
@@ -162,17 +153,35 @@ class IntModule(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             if torch.compiler.is_compiling() and not _symbolic.exporting():
-                return super().__call__(*args, **kwargs)
+                return self._in_float32(args, kwargs)
             try:
                 if torch.compiler.is_compiling():
                     return _symbolic.emit(self, args, kwargs)
-                out = super().__call__(*args, **kwargs)
+                out = self._in_float32(args, kwargs)
             except LingerError as error:
                 error.module = error.module or self
                 raise
             if not self.training:
                 self.remember(args, kwargs, out)
             return out
+
+    def _in_float32(self, args: Any, kwargs: Any) -> Any:
+        """The module's own call, under autocast too: half a float holds no accumulator."""
+        if not torch._C._is_any_autocast_enabled():
+            return super().__call__(*args, **kwargs)
+        first = next(t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return super().__call__(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Ranges follow to another device, but stay float32 in ``half()`` and ``double()``: scales are their exponent bits."""
+        ranges = {name: t for name, t in self._buffers.items() if t is not None and _is_range(name)}
+        super()._apply(fn, recurse)
+        for name, old in ranges.items():
+            new: Any = self._buffers[name]
+            if new.dtype != torch.float32:
+                self._buffers[name] = old.to(new.device)
+        return self
 
     def remember(self, args: Any, kwargs: Any, out: Tensor) -> None:
         """Keep the grids of the calls of the first eval forward, for an exporter that has no values to look at."""
@@ -190,20 +199,28 @@ class IntModule(nn.Module):
         """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
         if self.training:
             with torch.no_grad():
-                observe.update(self.running(name), observe.peak(x, ahead_relu, bound), f"running_{name}")
+                self.follow(name, observe.peak(x, ahead_relu, bound))
         else:
             self.require_range(name)
 
+    def follow(self, name: str, peak: Tensor) -> None:
+        """Let ``running_<name>`` follow a peak, unless the batch was seen before."""
+        if not recomputing():
+            observe.update(self.running(name), peak, f"running_{name}")
+
     def require_range(self, name: str) -> None:
         """Raise unless ``running_<name>`` has seen a finite batch; asked once after every ``train()`` and load."""
-        if name in self._ranged or torch.compiler.is_compiling() or _DRY.get():
+        unseen = f"running_{name} is 0, so no batch has been seen; run at least one batch in train mode, "
+        unseen += "or load a fixed-point checkpoint"
+        if torch.compiler.is_compiling():
+            if not _symbolic.exporting():
+                torch._assert_async(self.running(name) > 0, unseen)
+            return
+        if name in self._ranged or _DRY.get():
             return
         value = float(self.running(name))
         if value == 0:
-            raise LingerError(
-                f"running_{name} is 0, so no batch has been seen; run at least one batch in train mode, "
-                "or load a fixed-point checkpoint"
-            )
+            raise LingerError(unseen)
         if not np.isfinite(value):
             raise LingerError(f"running_{name} is {value}, allowed are finite values; the training diverged")
         self._ranged.add(name)
@@ -252,10 +269,6 @@ class IntModule(nn.Module):
         """Width that every operand is brought to, given the widths they come in (0 for a plain tensor)."""
         return self.data_bits
 
-    def weights_at(self, call: Mapping[Any, Any]) -> frozenset[int]:
-        """Which of a call's tensors are weights, that this module itself puts on a grid."""
-        return frozenset()
-
     def leave(self, y: Tensor, finest: Tensor) -> Tensor:
         """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
         self.observe("o", y, self.ahead_relu, self.normalize_data)
@@ -267,29 +280,14 @@ class IntModule(nn.Module):
         """The nodes that compute the same integers; ``call`` holds the non-tensor arguments of a functional call."""
         raise NotImplementedError
 
-    # --- proof of exactness, from the actual weights
+    # --- certificate, from the actual weights
 
-    def accumulator_peak(self, s_x: Tensor, *given: Any) -> float:
+    def accumulator_peak(self, s_x: Tensor) -> float:
         """An upper bound of |accumulator| in LSB for an input of scale ``s_x``; below ``FLOAT32_EXACT`` float32 is exact."""
         return 0.0
 
-    def prove(self, s_x: Tensor, *given: Any) -> None:
-        """Decide float32 or float64 from the weights as they are now; with a margin of one bit while they still move.
-
-        ``given``: what ``accumulator_peak`` takes besides, the weights of a call among it.
-        """
-        if torch.compiler.is_compiling() or (self.training and self._proved is not None):
-            return
-        own = (*self._parameters.values(), *self._buffers.values(), *(leaf for t in given for leaf in leaves(t)))
-        key = tuple(t._version for t in own if t is not None)
-        if key != self._proved:
-            limit = FLOAT32_EXACT / 2 if self.training else FLOAT32_EXACT
-            self.exact_in_float32 = self.accumulator_peak(s_x, *given) < limit
-            self._proved = key
-
     def forget(self) -> None:
-        """Weights or ranges may have changed: prove and check again at the next forward."""
-        self._proved = None
+        """Ranges may have changed: check them again at the next forward."""
         self._ranged = set()
         self._calls = []
         self._seen_in = None
@@ -311,20 +309,41 @@ class IntModule(nn.Module):
             destination[prefix + key] = value.detach()
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, *rest: Any
+        self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
     ) -> None:
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            name = key[len(prefix) :]
-            if name not in UPSTREAM_ONLY and not name.startswith(("running_", "scale_")):
-                continue
-            if name in self._buffers:
-                state_dict[key] = state_dict[key].reshape(self._buffers[name].shape)  # type: ignore[union-attr]
-            else:
-                del state_dict[key]
+        own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        for name, value in own.items():
+            if name in self._buffers and _is_range(name) and isinstance(value, Tensor):
+                state_dict[prefix + name] = value.float()
+            elif name not in self._buffers and (name in UPSTREAM_ONLY or name.startswith(("running_", "scale_"))):
+                del state_dict[prefix + name]
+            elif name in self._parameters and isinstance(value, Tensor) and not value.is_floating_point():
+                self._take_integers(state_dict, prefix, name, own, errors)
         new: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, meta, strict, new, *rest)
-        missing += [k for k in new if not k[len(prefix) :].startswith("running_")]
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, new, unexpected, errors)
+        missing += [key for key in new if not _is_range(key[len(prefix) :])]
         self.forget()
+
+    def _take_integers(
+        self, state_dict: Any, prefix: str, name: str, own: Mapping[str, Tensor], errors: list[str]
+    ) -> None:
+        """What upstream's export leaves in a net, as the floats it stands for: w = q_w / s_w, b = q_b / (s_x s_w)."""
+        keys = {"weight": ("scale_w",), "bias": ("scale_w", "scale_x")}.get(name, ())
+        scales = [own[key].double().reshape(()) for key in keys if key in own and own[key].numel() == 1]
+        scale = math.prod(float(s) for s in scales)
+        if len(scales) == len(keys) > 0 and scale > 0 and "running_mean" not in self._buffers:
+            state_dict[prefix + name] = (own[name].double() / scale).float()
+            return
+        errors.append(
+            f'"{prefix}{name}" holds integers ({own[name].dtype}), as after an export of linger 1.1.1, which cannot be '
+            "taken back here; load the checkpoint saved before that export"
+        )
+        state_dict[prefix + name] = self._parameters[name]
+
+
+def _is_range(name: str) -> bool:
+    """Whether a buffer is a running maximum, which a checkpoint may lack, and not a statistic."""
+    return name.startswith("running_") and name not in ("running_mean", "running_var")
 
 
 # --- pieces of ONNX text shared by the bodies

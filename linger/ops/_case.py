@@ -15,6 +15,7 @@ class Case:
     """``make()`` returns a float layer, or a function of tensors; ``shapes`` are those of its inputs with the batch axis.
 
     ``bits``: the widths of activations it is tested at. ``divisor``: the last input must not be near zero.
+    ``targets``: the chips whose arithmetic differs, each of which is tested.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     bits: tuple[int, ...] = (8, 16)
     divisor: bool = False
+    targets: tuple[str, ...] = ("venus",)
 
 
 class Holder(nn.Sequential):

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from linger.errors import LingerError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
     """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node.
 
-    ``names``: key of ``params`` -> name of the initializer, where it is not the module's name and the key.
     ``peak``: bound of |accumulator| in LSB, 0 where the node has none.
     """
 
@@ -25,7 +25,6 @@ class Lowered:
     params: Mapping[str, np.ndarray] = field(default_factory=dict)
     bits: int = 8
     form: str = ""
-    names: Mapping[str, str] = field(default_factory=dict)
     peak: float = 0.0
 
 
@@ -34,7 +33,6 @@ class Operand:
     """A tensor that enters or leaves a node: its scale (a power of two), bits and shape.
 
     0 bits: it enters as it is, of ``dtype`` and without a grid. ``dynamic``: the axes whose size may change from run to run.
-    ``tensor``: the values of a weight, which the module itself puts on a grid; ``name``: its key in the state dict, if any.
     """
 
     scale: float
@@ -42,8 +40,15 @@ class Operand:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     dynamic: frozenset[int] = frozenset()
-    tensor: Tensor | None = field(default=None, compare=False)
-    name: str = ""
+
+
+def require_batch(x: Operand, rank: int) -> None:
+    """Raise unless the operand has ``rank`` axes behind batch and channels: a file knows no other convolution or pool."""
+    if len(x.shape) != rank + 2:
+        raise LingerError(
+            f"found an input of shape {tuple(map(int, x.shape))}, allowed in a file are batch, channels and {rank} more axes; "
+            "add the batch axis with unsqueeze(0)"
+        )
 
 
 def requant_node(x: Operand, out: Operand) -> Lowered:

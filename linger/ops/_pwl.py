@@ -11,8 +11,13 @@ from linger.targets._pwl import Pwl
 
 
 def argument(q: np.ndarray, scale_x: float, table: Pwl) -> np.ndarray:
-    """Integers at ``scale_x`` as the function's argument, saturated to its width: int64."""
-    return saturate(shift_round(q, exponent(scale_x) - table.x_fraction), table.width).astype(np.int64)
+    """Integers of at most 16 bits at ``scale_x`` as the function's argument, saturated to its width: int64."""
+    return saturate(shifted(q, exponent(scale_x) - table.x_fraction), table.width).astype(np.int64)
+
+
+def shifted(v: np.ndarray, n: int) -> np.ndarray:
+    """``shift_round`` of at most 32 bits whose result is saturated to as many, for an ``n`` of any size."""
+    return shift_round(v, min(max(n, -31), 62))
 
 
 def evaluate(z: np.ndarray, table: Pwl) -> np.ndarray:
@@ -38,22 +43,14 @@ def torch_values(levels: Tensor, scale: Tensor, table: Pwl) -> Tensor:
     top = 2.0 ** (table.width - 1)
     z = torch.floor(levels * (2.0**table.x_fraction / scale.double()) + 0.5)
     z = z.clamp(-top + int(table.symmetric), top - 1).long()
-
-    def rows(values: tuple[int, ...]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=z.device)[segment]
-
-    segment = torch.searchsorted(rows_of(table.bands, z), z.abs())
-    low = z < 0
-    slope = torch.where(low, rows(table.negative[0]), rows(table.positive[0]))
-    bias = torch.where(low, rows(table.negative[1]), rows(table.positive[1]))
-    shift = rows(table.shifts)
+    bands = (*table.bands, 2**table.width)
+    rows = torch.tensor((bands, *table.negative, *table.positive, table.shifts)).to(z.device, non_blocking=True)
+    below_slope, below_bias, above_slope, above_bias, shift = rows[1:, torch.searchsorted(rows[0], z.abs())].unbind()
+    slope = torch.where(z < 0, below_slope, above_slope)
+    bias = torch.where(z < 0, below_bias, above_bias)
     if table.rounded:
         half = torch.ones_like(shift) << (shift - 1)
         y = (slope * z + (bias << table.bias_shift) + half) >> shift
     else:
         y = (slope * z >> shift) + bias
     return y.clamp(-(2**31), 2**31 - 1).double()
-
-
-def rows_of(values: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)

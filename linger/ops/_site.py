@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import grid_of, scalar_scale
-from linger.ops._base import IntModule
+from linger.errors import LingerError
+from linger.numerics import WIDEST, grid_of, int_dtype, quantize_number, scalar_scale
+from linger.ops._base import IntModule, recomputing
 from linger.ops._lowered import Lowered, Operand
 
 
@@ -20,6 +20,7 @@ class Site(IntModule):
 
     observed: ClassVar[tuple[str, ...]] = ("o",)
     op_type: ClassVar[str]
+    wide_numbers: ClassVar[bool] = False  # a Python number is as wide as the other operand, else it has 8 bits
     used = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -38,37 +39,45 @@ class Site(IntModule):
 
     def width(self, *operands: Any) -> int:
         """The widest grid among the operands: the narrower ones are brought up to it."""
-        grids = [grid_of(x) for x in operands]
-        return max([8, *[g.bits for g in grids if g is not None]])
+        return max([8, *(g.bits for g in map(grid_of, operands) if g is not None)])
 
     def operand_bits(self, bits: Sequence[int]) -> int:
-        return max([8, *bits])
+        given = [b for b in bits if b]
+        return max(given) if given else 8
 
     def operand(self, x: Any, name: str, bits: int) -> tuple[Tensor, Tensor]:
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
         if isinstance(x, Tensor):
             grid = grid_of(x)
             if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
-                if torch.compiler.is_compiling():
-                    raise RuntimeError(
-                        "an operand has lost its grid: torch.compile hides properties such as x.T and x.mT; use x.transpose(-2, -1)"
+                if recomputing():
+                    raise LingerError(
+                        "an operand lost its grid, for gradient checkpointing with use_reentrant=True hands on bare "
+                        "tensors; pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
                     )
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
-        scale = scalar_scale(float(x))
-        value = min(max(math.floor(x * scale + 0.5), -128), 127) / scale
+        width = number_width(bits) if self.wide_numbers else 8
+        scale = scalar_scale(float(x), width)
+        value = quantize_number(x, scale, width) / scale
         reference = self.running("o")
         return reference.new_full((), value), reference.new_full((), scale)
 
 
-def constant_operand(value: float) -> tuple[np.ndarray, float]:
-    """A Python number as the exporter writes it: the int8 and its scale."""
-    scale = scalar_scale(value)
-    return np.clip(np.floor(value * scale + 0.5), -128, 127).astype(np.int8), scale
+def number_width(bits: int) -> int:
+    """Bits of a Python number beside an operand of ``bits`` bits: what float32 holds of it."""
+    return min(bits, WIDEST - 1)
+
+
+def constant_operand(value: float, bits: int) -> tuple[np.ndarray, float]:
+    """A Python number as the exporter writes it: the integer of ``bits`` bits and its scale."""
+    width = number_width(bits)
+    scale = scalar_scale(value, width)
+    return np.array(quantize_number(value, scale, width), int_dtype(bits)), scale
 
 
 def binary_nodes(
-    op_type: str, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any], form: str = ""
+    op_type: str, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any], wide_numbers: bool = False
 ) -> tuple[Lowered, ...]:
     """The node of a two-operand op whose operands may be a number on either side (``call``: position -> number)."""
     inputs: list[int | str] = []
@@ -80,9 +89,9 @@ def binary_nodes(
             scales.append(operands[taken].scale)
             taken += 1
         else:
-            params["value"], scale = constant_operand(float(number))
+            params["value"], scale = constant_operand(float(number), out.bits if wide_numbers else 8)
             inputs.append("value")
             scales.append(scale)
     attrs = {"scale_x": scales[0], "scale_y": scales[1], "scale_o": out.scale, "data_bits": 8, "o_bits": out.bits}
-    form += "" if out.bits == 8 else f"_o{out.bits}"
+    form = "" if out.bits == 8 else f"_o{out.bits}"
     return (Lowered(op_type=op_type, inputs=tuple(inputs), attrs=attrs, params=params, bits=out.bits, form=form),)

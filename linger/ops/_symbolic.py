@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from linger.errors import LingerError
 from linger.numerics import Grid, grid_of, set_grid
-from linger.ops._constant import constant_of, leaves
+from linger.ops._constant import constant_of, leaves, set_constant
 from linger.ops._lowered import Lowered, Operand
 from linger.targets import Target
 
@@ -42,27 +42,26 @@ TRACING: ContextVar[Tracing | None] = ContextVar("TRACING", default=None)
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """A tensor without its values. ``scale`` is the 0-d tensor of its grid, None for a plain tensor.
-
-    One that was computed from parameters and buffers alone keeps its values, for it may be a weight, and ``leaves``: those.
-    """
+    """A tensor without its values. ``scale`` is the 0-d tensor of its grid, None for a plain tensor."""
 
     scale: Tensor | None
     bits: int
     shape: tuple[int, ...]
-    tensor: Tensor | None = None
-    leaves: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a module in eval: its arguments with every tensor a Spot, and the parameters it had."""
+    """One call of a module in eval: its arguments with every operand a Spot, and the parameters it had or was given.
+
+    ``leaves``: the parameters and buffers that the given ones were computed from.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Spot
     parameters: dict[str, Any]
     buffers: dict[str, Any]
+    leaves: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
 
@@ -72,35 +71,45 @@ def exporting() -> bool:
 
 
 def tracing() -> Tracing | None:
-    """The trace that runs now; none while ``torch.compile`` traces, which cannot read context variables."""
-    return None if torch.compiler.is_compiling() and not exporting() else TRACING.get()
+    """The trace that runs now; none does under ``torch.compile``, which cannot read a context variable.
+
+    Nor can strict ``torch.export``, with which ``torch.onnx.export`` tries again what it could not trace: it stops here, and
+    the first error is the one that is reported.
+    """
+    return TRACING.get() if torch.compiler.is_exporting() else None
 
 
 def _spot(t: Tensor) -> Spot:
     grid = grid_of(t)
-    held = grid is None and constant_of(t) is not None
-    return Spot(
-        scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape),
-        tensor=t.detach() if held else None, leaves=leaves(t) if held else (),
-    )  # fmt: skip
+    return Spot(scale=None if grid is None else grid.scale, bits=0 if grid is None else grid.bits, shape=tuple(t.shape))
 
 
-def _spots(tree: Any) -> list[Spot]:
-    return [s for s in pytree.tree_leaves(tree) if isinstance(s, Spot)]
+def _versions(module: Any, held: Sequence[Tensor]) -> tuple[int, ...]:
+    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    return tuple(t._version for t in (*own, *held))
 
 
-def _versions(module: Any, spots: Sequence[Spot]) -> tuple[int, ...]:
-    own = (*module._parameters.values(), *module._buffers.values(), *(t for s in spots for t in s.leaves))
-    return tuple(t._version for t in own if t is not None)
+def _operands(module: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors of a call without the parameters of the net among them (``IntModule.parameter_names``)."""
+    rest = {k: v for k, v in kwargs.items() if k not in module.parameter_names}
+    return [t for t in pytree.tree_leaves((args, rest)) if isinstance(t, Tensor)]
 
 
 def seen(module: Any, args: Any, kwargs: Any, out: Tensor) -> Call:
     """What to remember of a call."""
+    held = {k: _bare(v) for k, v in kwargs.items() if k in module.parameter_names}
     args, kwargs = pytree.tree_map_only(Tensor, _spot, (args, kwargs))
+    behind = tuple(leaf for t in held.values() for leaf in leaves(t))
     return Call(
-        args=args, kwargs=kwargs, out=_spot(out), parameters=dict(module._parameters), buffers=dict(module._buffers),
-        versions=_versions(module, _spots((args, kwargs))),
+        args=args, kwargs=kwargs | held, out=_spot(out), parameters=dict(module._parameters),
+        buffers=dict(module._buffers), leaves=behind, versions=_versions(module, behind),
     )  # fmt: skip
+
+
+def _bare(x: Any) -> Any:
+    """A parameter as it is; what is computed from some, without its history."""
+    constant = constant_of(x)
+    return x if constant is None or isinstance(x, nn.Parameter) else set_constant(x.detach(), constant)
 
 
 @contextmanager
@@ -110,7 +119,7 @@ def _real(module: Any, call: Call) -> Iterator[None]:
     with _disable_current_modes(), torch.no_grad():
         module._parameters, module._buffers = call.parameters, call.buffers
         try:
-            if _versions(module, _spots((call.args, call.kwargs))) != call.versions:
+            if _versions(module, call.leaves) != call.versions:
                 raise LingerError("its parameters changed since the last eval forward; run the net once in eval mode")
             yield
         finally:
@@ -123,33 +132,33 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
     Raises:
         LingerError: the net has not run in eval mode since it was trained, loaded or changed.
     """
-    current = TRACING.get()
-    if current is None:
+    tracing = TRACING.get()
+    if tracing is None:
         raise LingerError(f"torch.onnx.export of a lone {type(module).__name__}; export the net that holds it")
-    turn = current.turns.get(id(module), 0)
-    current.turns[id(module)] = turn + 1
+    turn = tracing.turns.get(id(module), 0)
+    tracing.turns[id(module)] = turn + 1
     calls: Sequence[Call] = module._calls
     if turn >= len(calls):
         raise LingerError("no eval forward to take the grids from; run the net once in eval mode, then export it")
     call = calls[turn]
-    given = _spots((call.args, call.kwargs))
-    said = {k: v for k, v in (dict(enumerate(call.args)) | call.kwargs).items() if not _spots(v)}
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    given = [s for s in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(s, Spot)]
+    tensors = _operands(module, args, kwargs)
     with _real(module, call):
         out = _operand(call.out)
         bits = module.operand_bits([s.bits for s in given])
-        held = module.weights_at(said)
         operands = [
-            replace(_weight(s) if i in held else _taken(module, i, s, bits), dtype=t.dtype, dynamic=_dynamic(t))
+            replace(_taken(module, i, s, bits), dtype=t.dtype, dynamic=_dynamic(t))
             for i, (s, t) in enumerate(zip(given, tensors, strict=True))
         ]
+        said = dict(enumerate(call.args)) | call.kwargs
+        said = {k: v for k, v in said.items() if not any(isinstance(x, Spot) for x in pytree.tree_leaves(v))}
         steps = module.lower(tuple(operands), out, said)
-    taken = [_entered(t, o, current.target) for t, o in zip(tensors, operands, strict=True)]
+    taken = [_entered(t, o, tracing.target) for t, o in zip(tensors, operands, strict=True)]
     shape = _traced_shape(module, args, kwargs)
     made: list[Tensor] = []
     for i, step in enumerate(steps):
         size = shape if i == len(steps) - 1 else _inner_shape(steps, i, taken, shape)
-        made.append(_node(step, taken, made, size, current.target))
+        made.append(_node(step, taken, made, size, tracing.target))
     result = made[-1] if made else taken[0]
     return set_grid(result, Grid(out.scale, out.bits))  # type: ignore[arg-type]
 
@@ -160,12 +169,9 @@ def _operand(s: Spot) -> Operand:
 
 
 def _taken(module: Any, position: int, s: Spot, bits: int) -> Operand:
+    if position in module.raw:
+        return Operand(scale=1.0, bits=0, shape=s.shape)
     return module.taken(position, None if s.scale is None else float(s.scale), s.bits, bits, s.shape)  # type: ignore[no-any-return]
-
-
-def _weight(s: Spot) -> Operand:
-    assert s.tensor is not None
-    return Operand(scale=1.0, bits=0, shape=s.shape, tensor=s.tensor)
 
 
 def _dynamic(t: Tensor) -> frozenset[int]:
@@ -175,10 +181,8 @@ def _dynamic(t: Tensor) -> frozenset[int]:
 
 def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
     """The traced tensor as integers on the grid of ``wanted``; one Quant per tensor and grid."""
-    if not wanted.bits:
-        return t
     grid = grid_of(t)
-    if grid is not None and grid.bits == wanted.bits:
+    if not wanted.bits or (grid is not None and grid.bits == wanted.bits):
         return t
     made: dict[tuple[float, int], Tensor] = t.__dict__.setdefault("quantized", {})
     key = (wanted.scale, wanted.bits)
@@ -192,14 +196,14 @@ def _entered(t: Tensor, wanted: Operand, target: Target) -> Tensor:
 
 def dequantized(tree: Any) -> Any:
     """Every traced integer tensor of the tree as floats, where the grid is dropped."""
-    current = TRACING.get()
+    tracing = TRACING.get()
 
     def plain(t: Tensor) -> Tensor:
         grid = grid_of(t)
-        if grid is None or current is None:
+        if grid is None or tracing is None:
             return t
         attrs = {"scale_o": grid.scale, "data_bits": grid.bits}
-        return symbol("Dequant", [t], attrs, 0, t.shape, current.target)
+        return symbol("Dequant", [t], attrs, 0, t.shape, tracing.target)
 
     return pytree.tree_map_only(Tensor, plain, tree)
 
@@ -230,6 +234,8 @@ def _traced_shape(module: Any, args: Any, kwargs: Any) -> Any:
 
     def stand_in(t: Tensor) -> Tensor:
         grid = grid_of(t)
+        if grid is None and not t.is_floating_point():
+            return t  # an index or a condition
         return set_grid(
             t.to(torch.float32, copy=True), Grid(t.new_ones((), dtype=torch.float32), grid.bits if grid else 8)
         )

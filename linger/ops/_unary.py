@@ -1,131 +1,206 @@
 """Functions of one tensor as tables over the levels of its grid: y = table[q].
 
-    table[k] = sat( floor(f(k / s_x) * s_o + 1/2) ),  k = -2^(b-1) .. 2^(b-1) - 1                      (1)
+A function is given as f = line + rest, both float64: ``line`` is exact (piecewise linear with exact coefficients, most
+often 0), ``rest`` has a small relative error. So the rounding of f(v) * s_o is right also where f approaches a line.
+
+    table[k] = sat( n + floor(r + rest * s_o) ),  line * s_o + 1/2 = n + r,  0 <= r < 1                (1)
     chip's own function (``Pwl``): table[k] = sat( rsh(f(z(k)), y_fraction - log2 s_o) )               (2)
 
-An input of 8 bits has 256 levels, one of 16 bits 65,536; a wider one is narrowed to 16 bits first. The table is computed
-on the device from the scales, without looking at values, so the cost over a full-size activation is one lookup. The file
-carries the table inside the function body. The gradient is the float function's at the fake-quantized input; where the
-output grid follows the observed range, it is zero where the output saturates.
+for the levels k / s_x, k = -2^(b-1) .. 2^(b-1) - 1. An input of 8 bits has 256 of them, one of 16 bits 65,536; a wider
+one is narrowed to 16 bits first. An infinite f saturates; outside its domain f is what it is at the domain's edge, with
+the slope 0, so that no table holds a NaN. The table is computed on the device from the scales, without looking at
+values, so the cost over a full-size activation is one lookup. The file carries the table inside the function body.
+The gradient is the float function's at the fake-quantized input. It is zero where the argument of the chip's own function
+saturates and, where the output grid follows the observed range, where the output does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import Grid, exponent, grid_of, levels, saturate, set_grid, shift_round
-from linger.ops._base import ONNX_INT
+from linger import observe
+from linger.errors import LingerError
+from linger.numerics import Grid, exponent, grid_of, levels, saturate, set_grid
+from linger.ops._base import ONNX_INT, Op, real_text
+from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
-from linger.ops._pwl import argument, evaluate, torch_values
+from linger.ops._pwl import argument, evaluate, shifted, torch_values
 from linger.ops._site import Site
 from linger.targets import TARGETS, Pwl
 
 WIDEST_TABLE = 16  # bits of the input
+TINY = 1e-200  # the least magnitude of a rest that never is 0, where its own formula underflows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """f in two independent texts. The callables take v (float64, any shape) and the call's ``numbers`` by name.
+
+    ``line``, ``rest``, ``slope``: PyTorch; the slope is finite, and at a kink that of PyTorch. ``numpy``: (line, rest).
+    ``real``: ONNX statements on floats, ``X`` to ``Y``, with ``@name`` for a number. ``numbers``: arguments and defaults,
+    ``nonzero`` those that must not be 0. ``fixed``: the output scale is 2^(bits - fixed), for a range known beforehand;
+    0 where it is observed. ``pole``: |f| between two levels may exceed both.
+    """
+
+    op_type: str
+    rest: Callable[..., Tensor]
+    slope: Callable[..., Tensor]
+    numpy: Callable[..., tuple[Any, np.ndarray]]
+    real: str
+    line: Callable[..., Tensor] | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    nonzero: tuple[str, ...] = ()
+    fixed: int = 0
+    pole: bool = False
+
+    def said(self, call: Mapping[Any, Any]) -> dict[str, float]:
+        """The call's numbers, as the file stores them: float32.
+
+        Raises:
+            LingerError: one is NaN, infinite, or 0 where it must not be.
+        """
+        found = {k: float(np.float32(v if call.get(k) is None else call[k])) for k, v in self.numbers.items()}
+        for name, value in found.items():
+            if not math.isfinite(value) or (name in self.nonzero and not value):
+                allowed = "finite numbers other than 0" if name in self.nonzero else "finite numbers"
+                raise LingerError(f"{name} is {call[name]}, allowed are {allowed}; give one of them")
+        return found
 
 
 class _Lookup(torch.autograd.Function):
-    """values[q] with the gradient slopes[q], q the levels of ``x`` counted from the lowest."""
+    """values[q] with the gradient slopes[q]; the tables start at level 0, the negative levels follow."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
-        q = torch.addcmul(scale.new_full((), len(values) // 2), x, scale).to(torch.int32)
-        ctx.save_for_backward(q.to(torch.uint8) if len(values) == 256 else q, slopes)
-        return values.index_select(0, q.flatten()).view(x.shape)
+    def forward(ctx: Any, x: Tensor, q: Tensor, values: Tensor, slopes: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, slopes)
+        return values.index_select(0, positions(q)).view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         q, slopes = ctx.saved_tensors
-        return grads[0] * slopes.index_select(0, q.flatten().int()).view(q.shape), None, None, None
+        return slopes.index_select(0, positions(q)).view(q.shape).mul_(grads[0]), None, None, None
+
+
+def positions(q: Tensor) -> Tensor:
+    """Levels (int8 or int16) as positions in a table that starts at level 0."""
+    if q.dtype == torch.int8:
+        return q.view(torch.uint8).flatten().long()
+    return q.flatten().long().bitwise_and_(0xFFFF)
 
 
 class UnarySite(Site):
-    """One call of a function of one tensor. A subclass gives the float function and its derivative.
+    """One call of a function of one tensor, ``class SinSite(UnarySite, sin)``.
 
-    ``fixed``: the output scale is 2^(bits - 1), for functions that stay within -1 .. 1. ``numbers``: the call's numeric
-    arguments and their defaults; anything else in a call (``inplace``) changes nothing.
+    ``functions`` has one, or several by the value of the call's argument ``by``.
     """
 
-    op_type: ClassVar[str]
-    fixed: ClassVar[bool] = False
-    numbers: ClassVar[Mapping[str, float]] = {}
-    observed: ClassVar[tuple[str, ...]] = ("o",)
+    functions: ClassVar[Mapping[Any, Function]]
+    by: ClassVar[str] = ""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if cls.fixed:
-            cls.observed = ()
+    def __init_subclass__(cls, function: Function | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if function is not None:
+            cls.functions = {"": function}
+        cls.observed = () if all(f.fixed for f in cls.functions.values()) else ("o",)
 
     @classmethod
-    def said(cls, call: Mapping[Any, Any]) -> dict[str, float]:
-        """The call's numbers, as the file stores them: float32."""
-        return {k: float(np.float32(v if call.get(k) is None else call[k])) for k, v in cls.numbers.items()}
+    def takes(cls, x: Any = None, *args: Any, **call: Any) -> bool:
+        chosen = call.get(cls.by, next(iter(cls.functions)))
+        return isinstance(x, Tensor) and isinstance(chosen, (int, float, str)) and chosen in cls.functions
 
-    @staticmethod
-    def value(v: Tensor, **call: Any) -> Tensor:
-        """f(v) in float64."""
-        raise NotImplementedError
+    @classmethod
+    def meant(cls, call: Mapping[Any, Any]) -> tuple[Function, dict[str, float]]:
+        """The function that a call means, and its numbers."""
+        function = cls.functions[call.get(cls.by, next(iter(cls.functions)))]
+        return function, function.said(call)
 
-    @staticmethod
-    def slope(v: Tensor, **call: Any) -> Tensor:
-        """f'(v) in float64; at a kink, what PyTorch's own derivative is."""
-        raise NotImplementedError
-
-    def pwl(self) -> Pwl | None:
+    def pwl(self, function: Function) -> Pwl | None:
         """The chip's own function, None where it has none."""
-        return TARGETS[self.chip].functions.get(self.op_type)
+        return TARGETS[self.chip].functions.get(function.op_type)
 
     def operand_bits(self, bits: Sequence[int]) -> int:
         return min(super().operand_bits(bits), WIDEST_TABLE)
 
     def forward(self, x: Tensor, **call: Any) -> Tensor:
+        function, said = self.meant(call)
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
         x, scale = self.operand(x, "x", bits)
-        half = 2 ** (bits - 1)
-        q = torch.arange(-half, half, dtype=torch.float64, device=x.device)
-        v = q / scale.double()
-        said = self.said(call)
-        exact, slopes = self.value(v, **said), self.slope(v, **said)
-        s_o = self.output_scale(x, scale, exact, bits)
-        integers, inside = self.integers(q, scale, exact, s_o, bits)
-        slopes = slopes if self.fixed else slopes * inside
-        y = _Lookup.apply(x, scale, (integers / s_o).float(), slopes.float())
+        with torch.no_grad():
+            q = (x * scale).to(torch.int8 if bits == 8 else torch.int16)
+            k = torch.arange(2**bits, device=x.device).to(q.dtype).double()
+            v = k / scale.double()
+            line, rest = self.parts(function, said, k, v, scale)
+            s_o = self.output_scale(function, q, k, rest if line is None else line + rest, bits)
+            integers, inside = _rounded(line, rest, s_o, bits)
+            slopes = self.slopes(function, said, v, inside) if x.requires_grad else None
+        y = _Lookup.apply(x, q, (integers / s_o).float(), slopes)
         return set_grid(y, Grid(s_o.float(), bits))
 
-    def output_scale(self, x: Tensor, scale: Tensor, exact: Tensor, bits: int) -> Tensor:
-        """The result's scale: fixed, or from the running maximum of |f(x)|."""
-        if self.fixed:
-            return scale.new_full((), 2.0 ** (bits - 1), dtype=torch.float64)
+    def parts(
+        self, function: Function, said: Mapping[str, float], k: Tensor, v: Tensor, scale: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """f at every level as line (None for 0) and rest; the chip's own function is all rest, and exact."""
+        table = self.pwl(function)
+        if table is not None:
+            return None, torch_values(k, scale, table) / 2.0**table.y_fraction
+        return None if function.line is None else function.line(v, **said), function.rest(v, **said)
+
+    def slopes(self, function: Function, said: Mapping[str, float], v: Tensor, inside: Tensor) -> Tensor:
+        """f' at every level, 0 where the result or the argument of the chip's own function saturates."""
+        slopes, table = function.slope(v, **said), self.pwl(function)
+        if table is not None:
+            slopes = slopes * (v.abs() < 2.0 ** (table.width - 1 - table.x_fraction))
+        return (slopes if function.fixed else slopes * inside).float()
+
+    def output_scale(self, function: Function, q: Tensor, k: Tensor, exact: Tensor, bits: int) -> Tensor:
+        """The result's scale: fixed, or from the running maximum of |f|."""
+        if function.fixed:
+            return exact.new_full((), 2.0 ** (bits - function.fixed))
         if self.training:
-            with torch.no_grad():
-                y = _Lookup.apply(x.detach(), scale, exact.float(), exact.float())
-                self.observe("o", y)
+            size = torch.nan_to_num(exact, posinf=0, neginf=0).float()
+            observe.update(self.running("o"), observe.peak(_reached(function, q, k, size)), "running_o")
         else:
             self.require_range("o")
         return self.scale("o", bits).double()
 
-    def integers(self, q: Tensor, scale: Tensor, exact: Tensor, s_o: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """Equation (1) or (2) for every level, and whether the result is within range."""
-        table = self.pwl()
-        if table is None:
-            v = torch.floor(exact * s_o + 0.5)
-        else:
-            v = torch.floor(torch_values(q, scale, table) * (s_o / 2.0**table.y_fraction) + 0.5)
-        y = v.clamp(-levels(bits) - 1, levels(bits))
-        return y, y == v
-
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        given, said, table = operands[0], self.said(call), self.pwl()
+        function, said = self.meant(call)
+        given, table = operands[0], self.pwl(function)
         x = given if table is None else as_argument(given, table)
         attrs = {"scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits, **said}
         form = table_form(TARGETS[self.chip].platform, x, out, said)
         source: int | str = 0 if x == given else "%0"
-        node = Lowered(op_type=self.op_type, inputs=(source,), attrs=attrs, bits=out.bits, form=form)
+        node = Lowered(op_type=function.op_type, inputs=(source,), attrs=attrs, bits=out.bits, form=form)
         return (node,) if x == given else (requant_node(given, x), node)
+
+
+def _rounded(line: Tensor | None, rest: Tensor, s_o: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Equation (1), and whether the result is within range."""
+    if line is None:
+        v = torch.floor(rest * s_o + 0.5)
+    else:
+        t = line * s_o + 0.5
+        n = torch.floor(t)
+        v = n + torch.floor(t - n + rest * s_o)
+    y = v.clamp(-levels(bits) - 1, levels(bits))
+    return y, y == v
+
+
+def _reached(function: Function, q: Tensor, k: Tensor, size: Tensor) -> Tensor:
+    """|f| of the levels from the lowest to the highest of ``q``, 0 for the others; with a pole, of those in ``q``."""
+    if not q.numel():
+        return size[:0]
+    if function.pole:
+        return size.index_select(0, positions(q))
+    low, high = torch.aminmax(q)
+    return torch.where((k >= low) & (k <= high), size, 0.0)
 
 
 def as_argument(x: Operand, table: Pwl) -> Operand:
@@ -136,47 +211,88 @@ def as_argument(x: Operand, table: Pwl) -> Operand:
     return Operand(scale=scale, bits=WIDEST_TABLE, shape=x.shape)
 
 
-def table_form(platform: str, x: Operand, out: Operand, call: Mapping[str, float]) -> str:
+def table_form(platform: str, x: Operand, out: Operand, said: Mapping[str, float]) -> str:
     """All that a table depends on: chip, scales, widths and the call's numbers."""
-    said = "".join(f" {k}={float(v)!r}" for k, v in sorted(call.items()))
-    return f"{platform} {exponent(x.scale)} {exponent(out.scale)} {x.bits} {out.bits}{said}"
+    numbers = "".join(f" {k}={float(v)!r}" for k, v in sorted(said.items()))
+    return f"{platform} {exponent(x.scale)} {exponent(out.scale)} {x.bits} {out.bits}{numbers}"
 
 
-def runner(op_type: str, value: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """``run`` of a function: the chip's own where it has one, else equation (1) on ``value``, f in NumPy float64."""
+def integer_table(
+    function: Function, scale_x: float, scale_o: float, bits: int, o_bits: int, platform: str, said: Mapping[str, float]
+) -> np.ndarray:
+    """Equation (1), or (2) where the chip has the function, for every level of ``bits`` bits, lowest first.
+
+    A fixed output scale is what the function says, as on the chip; a file's ``scale_o`` does not change it.
+    """
+    scale_o = 2.0 ** (o_bits - function.fixed) if function.fixed else scale_o
+    k = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
+    table = TARGETS[platform.lower()].functions.get(function.op_type)
+    if table is not None:
+        y = evaluate(argument(k, scale_x, table), table)
+        return saturate(shifted(y, table.y_fraction - exponent(scale_o)), o_bits)
+    with np.errstate(all="ignore"):
+        line, rest = function.numpy(k / scale_x, **said)
+        fraction, whole = np.modf(line * scale_o + 0.5)
+        return saturate(whole + np.floor(fraction + rest * scale_o), o_bits)
+
+
+def runner(function: Function) -> Callable[..., np.ndarray]:
+    """``run`` of a function."""
 
     def run(
-        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 0, **call: Any
+        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 8, **attrs: Any
     ) -> np.ndarray:
         """x int8 or int16 of any shape -> the same shape in ``o_bits`` bits."""
-        bits = o_bits or 8 * x.dtype.itemsize
-        table = TARGETS[platform.lower()].functions.get(op_type)
-        if table is None:
-            call.pop("data_bits", None)
-            with np.errstate(all="ignore"):
-                y = value(x.astype(np.float64) / scale_x, **call)
-                return saturate(np.floor(y * scale_o + 0.5), bits)
-        return saturate(
-            shift_round(evaluate(argument(x, scale_x, table), table), table.y_fraction - exponent(scale_o)), bits
-        )
+        bits = 8 * x.dtype.itemsize
+        said = {name: attrs[name] for name in function.numbers}
+        table = integer_table(function, scale_x, scale_o, bits, o_bits, platform, said)
+        return table[x.astype(np.int64) + 2 ** (bits - 1)]
 
     return run
 
 
-def table_body(run: Callable[..., np.ndarray]) -> Callable[[str, int], tuple[str, str]]:
+def table_body(function: Function) -> Callable[[str, int], tuple[str, str]]:
     """Body of a function: its table as a constant, and a Gather."""
 
     def body(form: str, opset: int) -> tuple[str, str]:
-        platform, q_x, q_o, bits, out_bits, *said = form.split(" ")
-        half = 2 ** (int(bits) - 1)
-        call = {k: float(v) for k, _, v in (s.partition("=") for s in said)}
-        x = np.arange(-half, half).astype(np.int8 if int(bits) == 8 else np.int16)
-        y = run(x, scale_x=2.0 ** int(q_x), scale_o=2.0 ** int(q_o), platform=platform, o_bits=int(out_bits), **call)
-        values = ", ".join(map(str, y.tolist()))
-        kind = "int8" if int(out_bits) == 8 else "int16"
-        text = (
-            f"t = Constant <value = {kind}[{2 * half}] {{{values}}}> ()\nh = Constant <value = int32 {{{half}}}> ()\n"
-        )
-        return "X", text + f"i = Cast <to: int = {ONNX_INT[32]}> (X)\nk = Add (i, h)\nY = Gather (t, k)\n"
+        platform, q_x, q_o, bits, out_bits, *numbers = form.split(" ")
+        said = {name: float(v) for name, _, v in (s.partition("=") for s in numbers)}
+        table = integer_table(function, 2.0 ** int(q_x), 2.0 ** int(q_o), int(bits), int(out_bits), platform, said)
+        return "X", gather_text("X", "Y", table, f"int{out_bits}")
 
     return body
+
+
+def gather_text(source: str, result: str, table: np.ndarray, kind: str) -> str:
+    """Statements for ``result`` = table[source], the table's first entry being that of the lowest integer."""
+    text = f"{result}_t = Constant <value = {kind}[{len(table)}] {{{', '.join(map(str, table.tolist()))}}}> ()\n"
+    text += f"{result}_h = Constant <value = int32 {{{len(table) // 2}}}> ()\n"
+    text += f"{result}_i = Cast <to: int = {ONNX_INT[32]}> ({source})\n{result}_k = Add ({result}_i, {result}_h)\n"
+    return text + f"{result} = Gather ({result}_t, {result}_k)\n"
+
+
+def unary(
+    site: type[UnarySite],
+    calls: Sequence[Callable[..., Any]],
+    modules: tuple[type[torch.nn.Module], ...] = (),
+    aliases: tuple[str, ...] = (),
+    tag: str = "",
+) -> Op:
+    """The row of a site and its only function. With a ``tag`` of its own, functions have rows elsewhere."""
+    function = next(iter(site.functions.values()))
+    names = (*([site.by] if site.by else []), *function.numbers, "inplace")
+    row = nodes_only(function)
+    return replace(
+        row, name=tag or row.name, integer=site, site=tag or row.name.lower(), calls=tuple(calls),
+        names=dict.fromkeys(calls, names), aliases=aliases, modules=modules,
+    )  # fmt: skip
+
+
+def nodes_only(function: Function) -> Op:
+    """The row of a function that no call names alone."""
+    return Op(name=function.op_type, run=runner(function), body=table_body(function), real=real_text(function.real))
+
+
+def table_case(name: str, make: Callable[[], Callable[..., Any]]) -> Case:
+    """A case of a function whose table is equation (1) on every chip; its widths differ in nothing but the table."""
+    return Case(name=name, make=make, shapes=((2, 60),), bits=(8,))

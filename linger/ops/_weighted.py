@@ -6,13 +6,16 @@ out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))                         
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from linger.errors import LingerError
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
@@ -31,9 +34,21 @@ from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
+WIDE_BIAS = 2**30  # LSB: what an int32 holds, and room for the products
+NARROW_BIAS = 2**23  # LSB: half of what float32 holds; the products have the other half
+MOST_PARTS = 16  # of a float32 sum; beyond them float64 is faster
+
 
 class Product(Protocol):
     """How a weighted sum multiplies: everything but its weight and bias."""
+
+    @property
+    def groups(self) -> int:
+        """Parts of the channels that do not mix."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight's first axis is that of the input channels."""
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product; exact on the values it is given."""
@@ -41,7 +56,7 @@ class Product(Protocol):
     def absolute_sum(self, weight: Tensor) -> Tensor:
         """sum|w| per output, shape (out,): how far one output's accumulator can go for inputs of magnitude 1."""
 
-    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+    def attrs(self, weight: tuple[int, ...], x: Operand) -> dict[str, Any]:
         """Strides, pads and the like, under the engine's names, for a weight of this shape."""
 
     def wide_form(self, weight: tuple[int, ...], data_bits: int, parameter_bits: int) -> str:
@@ -54,23 +69,53 @@ class WeightedSum(IntModule):
     weighted: ClassVar[bool] = True
     op_type: ClassVar[str]
 
-    def grids(self, weight: Tensor, bias: Tensor | None, s_x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def placed(
+        self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight and bias within their bounds on their grids for an input of scale ``s_x``, and the scale of the weight."""
+        limit = self.bias_limit(product, weight)
         weight = bound_parameter(weight.float(), self.normalize_weight)
         bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
-        return on_grids(weight, bias, s_x, self.parameter_bits)
+        return on_grids(weight, bias, s_x, self.parameter_bits, limit)
 
     def weighted_sum(self, product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
         x, s_x = self.enter(x)
-        self.prove(s_x, product, weight, bias)
-        w, b, s_w = self.grids(weight, bias, s_x)
+        w, b, s_w = self.placed(product, weight, bias, s_x)
         finest = s_x * s_w
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.bound(product, w, s_w, b, finest))
-        if not self.exact_in_float32:
-            x, w, b = x.double(), w.double(), None if b is None else b.double()
-        return self.leave(product.accumulate(x, w, b), finest)
+        return self.leave(self.exact_sum(product, x, w, b), finest)
+
+    def per_channel(self, weight: Tensor) -> int:
+        """The most that one input channel adds to a sum, in LSB."""
+        return reach(self.data_bits) * reach(self.parameter_bits) * math.prod(weight.shape[2:])
+
+    def part(self, weight: Tensor) -> int:
+        """Input channels that one float32 sum holds exactly: integers up to 2^24, of factors that every kernel keeps."""
+        factors_kept = max(self.data_bits, self.parameter_bits) <= 8  # also those that multiply in TF32 or bfloat16
+        return (FLOAT32_EXACT + 1) // self.per_channel(weight) if factors_kept else 0
+
+    def bias_limit(self, product: Product, weight: Tensor) -> int:
+        """How large |q_b| may get, in LSB: less where products and bias then always fit one float32 sum."""
+        sum_limit = channels_of(product, weight) * self.per_channel(weight)
+        fits = self.part(weight) > 0 and sum_limit + NARROW_BIAS < FLOAT32_EXACT
+        return NARROW_BIAS if fits and self.out_bits == 8 else WIDE_BIAS
+
+    def exact_sum(self, product: Product, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """Equation (1) without rounding, whatever the values: shapes and widths decide, so that it holds compiled too.
+
+        One float32 sum where it stays within 2^24; else one for each part of the input channels, added in float64, as is
+        the bias; float64 throughout where there would be too many parts.
+        """
+        size, channels = self.part(w), channels_of(product, w)
+        if channels <= size and (b is None or self.bias_limit(product, w) == NARROW_BIAS):
+            return product.accumulate(x, w, b)
+        if channels > MOST_PARTS * size:
+            return product.accumulate(x.double(), w.double(), None if b is None else b.double())
+        parts = [product.accumulate(*part, None).double() for part in parts_of(product, x, w, size)]
+        total = functools.reduce(torch.add, parts)
+        return total if b is None else total + b.double().reshape(-1, *[1] * (w.dim() - 2))
 
     def bound(self, product: Product, w: Tensor, s_w: Tensor, b: Tensor | None, s_acc: Tensor) -> Tensor:
         """max over outputs of sum|q_w| * max|q_x| + |q_b|, in LSB, computed in float64 (shape [])."""
@@ -80,22 +125,15 @@ class WeightedSum(IntModule):
         return peak.amax().float()
 
     @torch.no_grad()
-    def accumulator_peak(self, s_x: Tensor, *given: Any) -> float:
-        """``given``: the product, weight and bias."""
-        product, weight, bias = given
-        w, b, s_w = self.grids(weight, bias, s_x)
-        return float(self.bound(product, w, s_w, b, s_x * s_w))
-
-    @torch.no_grad()
     def nodes(
-        self, product: Product, x: Operand, out: Operand, weight: Tensor, bias: Tensor | None, names: Mapping[str, str]
+        self, product: Product, x: Operand, out: Operand, weight: Tensor, bias: Tensor | None
     ) -> tuple[Lowered, ...]:
-        """The node that computes the same integers; ``names`` are those of the stored weight and bias."""
+        """The node that computes the same integers."""
         s_x = torch.tensor(x.scale, device=weight.device)
-        w, b, s_w = self.grids(weight, bias, s_x)
+        w, b, s_w = self.placed(product, weight, bias, s_x)
         q_b = np.zeros(len(product.absolute_sum(w)), np.int32) if b is None else quantize(b, s_x * s_w, 32)
         attrs = {
-            **product.attrs(tuple(weight.shape)),
+            **product.attrs(tuple(weight.shape), x),
             "data_bits": x.bits,
             "parameter_bits": self.parameter_bits,
             "o_bits": out.bits,
@@ -104,12 +142,13 @@ class WeightedSum(IntModule):
             "scale_o": out.scale,
         }
         peak = float(self.bound(product, w, s_w, b, s_x * s_w))
-        wide = product.wide_form(tuple(weight.shape), x.bits, self.parameter_bits)
-        form = ("f32" if peak < FLOAT32_EXACT else wide) + ("" if out.bits == 8 else f"_o{out.bits}")
+        form = "f32" if peak < FLOAT32_EXACT else product.wide_form(tuple(weight.shape), x.bits, self.parameter_bits)
+        form += "" if out.bits == 8 else f"_o{out.bits}"
+        params = {"weight": quantize(w, s_w, self.parameter_bits), "bias": q_b}
         return (
             Lowered(
-                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, bits=out.bits, form=form, peak=peak,
-                params={"weight": quantize(w, s_w, self.parameter_bits), "bias": q_b}, names=names,
+                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, params=params, bits=out.bits, form=form,
+                peak=peak,
             ),
         )  # fmt: skip
 
@@ -124,16 +163,33 @@ class WeightedInt(WeightedSum):
         """The layer's own strides, pads and the like."""
         raise NotImplementedError
 
+    def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's own product; exact on the values it is given."""
+        return self.product().accumulate(x, weight, bias)
+
+    def channels(self) -> int:
+        """Input channels that one output sums over."""
+        return channels_of(self.product(), self.weight)
+
+    def grids(self, s_x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Weight and bias on their grids for an input of scale ``s_x``, and the scale of the weight."""
+        return self.placed(self.product(), self.weight, self.bias, s_x)
+
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         return self.weighted_sum(self.product(), x, self.weight, self.bias)
 
     @torch.no_grad()
+    def accumulator_peak(self, s_x: Tensor) -> float:
+        w, b, s_w = self.grids(s_x)
+        return float(self.bound(self.product(), w, s_w, b, s_x * s_w))
+
+    @torch.no_grad()
     def derived(self) -> dict[str, Tensor]:
-        s_w = self.grids(self.weight, self.bias, self.scale("x", self.data_bits))[2]
+        s_w = self.grids(self.scale("x", self.data_bits))[2]
         return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        return self.nodes(self.product(), operands[0], out, self.weight, self.bias, {})
+        return self.nodes(self.product(), operands[0], out, self.weight, self.bias)
 
 
 class WeightedSite(WeightedSum, Site):
@@ -143,40 +199,49 @@ class WeightedSite(WeightedSum, Site):
     """
 
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     @classmethod
     def takes(cls, x: Any, weight: Any = None, bias: Any = None, **call: Any) -> bool:
         return all(constant_of(t) is not None for t in (weight, bias) if t is not None)
 
     @staticmethod
-    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Product:
+    def product(weight: tuple[int, ...], call: Mapping[Any, Any]) -> Product:
         """What the call's other arguments say, for a weight of this shape."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, **call: Any) -> Tensor:
         return self.weighted_sum(self.product(tuple(weight.shape), call), x, weight, bias)
 
-    def weights_at(self, call: Mapping[Any, Any]) -> frozenset[int]:
-        return frozenset((1, 2))
-
     def operand_bits(self, bits: Sequence[int]) -> int:
         return self.data_bits
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        x, *held = operands
-        tensors = [o.tensor for o in held]
-        weight, bias = tensors[0], tensors[1] if len(tensors) > 1 else None
-        assert weight is not None
-        names = {key: o.name for key, o in zip(("weight", "bias"), held, strict=False) if o.name}
-        product = self.product(tuple(weight.shape), {k: v for k, v in call.items() if isinstance(k, str)})
-        return self.nodes(product, x, out, weight, bias, names)
+        weight, bias = call["weight"], call.get("bias")
+        return self.nodes(self.product(tuple(weight.shape), call), operands[0], out, weight, bias)
 
 
-def on_grids(weight: Tensor, bias: Tensor | None, s_x: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Weight and bias on their grids for an input of scale ``s_x``, and the scale of the weight."""
+def channels_of(product: Product, weight: Tensor) -> int:
+    """Input channels that one output sums over."""
+    return weight.shape[0] // product.groups if product.transposed else weight.shape[1]
+
+
+def parts_of(product: Product, x: Tensor, w: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Input and weight, cut into parts of at most ``size`` channels of every group."""
+    axis = x.dim() - w.dim() + 1
+    xs = x.unflatten(axis, (product.groups, -1)).split(size, axis + 1)
+    ws = w.unflatten(0, (product.groups, -1)).split(size, 1) if product.transposed else w.split(size, 1)
+    for part, weight in zip(xs, ws, strict=True):
+        yield part.flatten(axis, axis + 1), weight.flatten(0, 1) if product.transposed else weight
+
+
+def on_grids(
+    weight: Tensor, bias: Tensor | None, s_x: Tensor, bits: int, limit: int = WIDE_BIAS
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weight and bias (|q_b| <= ``limit``) on their grids for an input of scale ``s_x``, and the scale of the weight."""
     s_w = scale_from_weight(weight, bits)
     if bias is not None:
-        s_w = room_for_bias(s_w, s_x, bias)
+        s_w = room_for_bias(s_w, s_x, bias, limit)
         bias = fake_quant(bias, s_x * s_w, 32)
     return fake_quant(weight, s_w, bits), bias, s_w
 
@@ -186,16 +251,25 @@ def room_for_sum(s_acc: Tensor, peak: Tensor) -> Tensor:
     return s_acc * pow2_floor(FLOAT32_EXACT / peak.clamp_min(FLOAT32_EXACT))
 
 
-def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor) -> Tensor:
-    """The weight's scale, made coarser where the int32 bias at scale s_x * s_w would saturate: |b| * s_x * s_w < 2^30."""
+def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor, limit: int = WIDE_BIAS) -> Tensor:
+    """The weight's scale, made coarser where the integer bias would be too large: |b| * s_x * s_w <= ``limit``."""
     peak = bias.detach().abs().amax().float() * s_x
-    return torch.where(peak > 0, torch.minimum(s_w, pow2_floor(2.0**30 / peak.clamp(2.0**-90, 2.0**90))), s_w)
+    room = pow2_floor(limit / peak.clamp(2.0**-90, 2.0**90))
+    return torch.where(peak > 0, torch.minimum(s_w, room), s_w) + (peak - peak)  # NaN for a bias that is not finite
 
 
 def split_form(terms: int, data_bits: int, parameter_bits: int) -> str:
-    """Cut x into 8-bit pieces and w into p-bit pieces so that each partial product of ``terms`` terms is below 2^24."""
+    """Cut x into 8-bit pieces and w into p-bit pieces so that each partial product of ``terms`` terms is below 2^24.
+
+    Raises:
+        LingerError: ``terms`` are too many even for pieces of one bit.
+    """
     pieces = max(1, data_bits // 8)
     top = 128 if pieces == 1 else 255
+    if terms * top >= FLOAT32_EXACT:
+        raise LingerError(
+            f"found sums of {terms} products, allowed are {(FLOAT32_EXACT - 1) // top}; use groups or fewer bits"
+        )
     width = next(p for p in (4, 2, 1) if p == 1 or terms * top * (2**p - 1) < FLOAT32_EXACT)
     return f"x{pieces}w{-(-max(parameter_bits, width) // width)}p{width}"
 

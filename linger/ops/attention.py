@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from linger.errors import LingerError
 from linger.numerics import grid_of
-from linger.ops._base import Composed, Router
+from linger.ops._composed import Composed, Router
 from linger.ops._constant import named
 from linger.ops.mask import masked
 
@@ -223,7 +223,7 @@ def whole(
 
 OPS = ()
 COMPOSED = {
-    F.scaled_dot_product_attention: Composed(function=scaled_dot_product, tag="function_bmm", opaque=True),
+    F.scaled_dot_product_attention: Composed(function=scaled_dot_product, tag="function_bmm"),
     F.multi_head_attention_forward: Composed(
         function=multi_head_attention_forward, tag="function_bmm", layer=True, opaque=True
     ),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from linger.numerics import (
@@ -22,11 +23,11 @@ from linger.numerics import (
     quantize,
     reach,
 )
-from linger.ops._base import IntModule, Op, output_bits
+from linger.ops._base import IntModule, Op, output_bits, recomputing
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import on_grids, requantize, result_text, room_for_sum
+from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, result_text, room_for_sum
 
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,13 +36,27 @@ def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return m.running_mean, m.running_var
     dims = [d for d in range(x.dim()) if d != 1]
     var, mean = torch.var_mean(x, dims, correction=0)
-    if m.training and m.track_running_stats:
-        with torch.no_grad():
-            m.num_batches_tracked.add_(1)
-            momentum = 1.0 / m.num_batches_tracked if m.momentum is None else m.momentum
-            m.running_mean.copy_(m.running_mean + (mean.detach() - m.running_mean) * momentum)
-            m.running_var.copy_(m.running_var + (var.detach() - m.running_var) * momentum)
+    if m.training and m.track_running_stats and not recomputing():
+        _follow(m, *_over_ranks(mean.detach(), var.detach()) if isinstance(m, IntModule) else (mean, var))
     return mean, var
+
+
+@torch.no_grad()
+def _follow(m: Any, mean: Tensor, var: Tensor) -> None:
+    m.num_batches_tracked.add_(1)
+    momentum = 1.0 / m.num_batches_tracked.to(mean.dtype) if m.momentum is None else m.momentum
+    m.running_mean.copy_(torch.lerp(m.running_mean.to(mean.dtype), mean, momentum))
+    m.running_var.copy_(torch.lerp(m.running_var.to(var.dtype), var, momentum))
+
+
+def _over_ranks(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """The averages over all ranks: the grid of alpha depends on them, and every rank has the same grids."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return mean, var
+    both = torch.stack((mean, var))
+    dist.all_reduce(both)
+    both /= dist.get_world_size()
+    return both[0], both[1]
 
 
 def _affine(m: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,33 +80,49 @@ class _BatchNormInt(IntModule):
 
     def forward(self, x: Tensor) -> Tensor:
         x, s_x = self.enter(x)
-        w, b, s_w = on_grids(*_affine(self, *_statistics(self, x)), s_x, self.parameter_bits)
-        assert b is not None
+        w, b, s_w = self.grids(*self.factors(*_statistics(self, x)), s_x)
         finest = s_x * s_w
         if self.out_bits == 32:
             finest = room_for_sum(
                 finest, (w.detach().abs() * s_w * reach(self.data_bits) + b.detach().abs() * finest).amax()
             )
-        return self.leave(x * _channels(w, x).double() + _channels(b, x).double(), finest)
+        if self.bias_limit() == WIDE_BIAS:
+            x, w, b = x.double(), w.double(), b.double()
+        return self.leave(torch.addcmul(_channels(b, x), x, _channels(w, x)), finest)
+
+    def bias_limit(self) -> int:
+        """How large |q_beta'| may get, in LSB: less where product and bias then always fit a float32."""
+        product = reach(self.data_bits) * reach(self.parameter_bits)
+        return NARROW_BIAS if self.out_bits == 8 and product + NARROW_BIAS < FLOAT32_EXACT else WIDE_BIAS
+
+    def grids(self, alpha: Tensor, beta: Tensor, s_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha and beta' on their grids for an input of scale ``s_x``, and the scale of alpha."""
+        w, b, s_w = on_grids(alpha, beta, s_x, self.parameter_bits, self.bias_limit())
+        assert b is not None
+        return w, b, s_w
 
     @torch.no_grad()
     def derived(self) -> dict[str, Tensor]:
         if self.running_mean is None:
             return super().derived()
-        s_w = on_grids(*self.frozen(), self.scale("x", self.data_bits), self.parameter_bits)[2]
+        s_w = self.grids(*self.frozen(), self.scale("x", self.data_bits))[2]
         return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
+
+    def factors(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Equation (1) in float32, whatever the type of the parameters and statistics."""
+        alpha, beta = _affine(self, mean.float(), var.float())
+        return alpha.float(), beta.float()
 
     def frozen(self) -> tuple[Tensor, Tensor]:
         """Equation (1) on the running statistics."""
-        return _affine(self, self.running_mean, self.running_var)  # type: ignore[arg-type]
+        return self.factors(self.running_mean, self.running_var)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x = operands[0]
         alpha, beta = self.frozen()
         s_x = torch.tensor(x.scale, device=alpha.device)
-        w, b, s_w = on_grids(alpha, beta, s_x, self.parameter_bits)
-        assert b is not None
+        w, b, s_w = self.grids(alpha, beta, s_x)
         params = {"weight": quantize(w, s_w, self.parameter_bits), "bias": quantize(b, s_w * s_x, 32)}
         attrs = {
             "data_bits": x.bits, "parameter_bits": self.parameter_bits, "o_bits": out.bits,

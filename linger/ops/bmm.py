@@ -30,15 +30,19 @@ from linger.ops._weighted import requantize, result_text
 WIDEST_OPERAND = 16
 
 
-def product(x: Tensor, y: Tensor, weight: int | None = None) -> Tensor:
-    """x (..., M, K) times y (..., K, N); ``weight`` is the position of an operand that depends on parameters alone."""
-    return torch.matmul(x, y)
+def product(x: Tensor, y: Tensor | None = None, *, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
+    """(..., M, K) times (..., K, N): x and y, or x and what depends on parameters alone, on its ``left`` or ``right``."""
+    other = right if left is None else left
+    other = y if other is None else other
+    assert other is not None
+    return torch.matmul(other, x) if left is not None else torch.matmul(x, other)
 
 
 class BmmSite(Site):
     """``torch.bmm`` and every call that comes down to it"""
 
     op_type = "BmmInt"
+    parameter_names = ("left", "right")
 
     def operand_bits(self, bits: Sequence[int]) -> int:
         return min(super().operand_bits(bits), WIDEST_OPERAND)
@@ -47,15 +51,17 @@ class BmmSite(Site):
         """Width of a parameter next to an activation of ``bits`` bits: the chip multiplies equal widths."""
         return self.parameter_bits if bits == 8 else bits
 
-    def weights_at(self, call: Mapping[Any, Any]) -> frozenset[int]:
-        return frozenset(() if call.get("weight") is None else (call["weight"],))
-
-    def forward(self, x: Tensor, y: Tensor, weight: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, *, left: Tensor | None = None, right: Tensor | None = None
+    ) -> Tensor:
         bits = self.out_bits = self.operand_bits([g.bits for g in map(grid_of, (x, y)) if g is not None])
-        exact = accumulator(x.shape[-1], bits, bits if weight is None else self.held_bits(bits)) <= FLOAT32_EXACT
-        (x, s_x), (y, s_y) = (
-            self.held(t, bits) if i == weight else self.operand(t, "xy"[i], bits) for i, t in enumerate((x, y))
-        )
+        first = self.operand(x, "x", bits)
+        if y is not None:
+            other, width = self.operand(y, "y", bits), bits
+        else:
+            other, width = self.held(right if left is None else left, bits), self.held_bits(bits)  # type: ignore[arg-type]
+        (x, s_x), (y, s_y) = (first, other) if left is None else (other, first)
+        exact = accumulator(x.shape[-1], bits, width) <= FLOAT32_EXACT
         return self.leave(torch.matmul(x, y) if exact else torch.matmul(x.double(), y.double()), s_x * s_y)
 
     def held(self, weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -65,19 +71,19 @@ class BmmSite(Site):
         return fake_quant(weight.float(), scale, bits), scale
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        x, y = operands
-        weight = call.get("weight")
-        bits = operands[1 - weight].bits if weight is not None else x.bits
-        peak = accumulator(x.shape[-1], bits, bits if weight is None else self.held_bits(bits))
-        scales, params, names = [x.scale, y.scale], {}, {}
-        inputs: list[int | str] = [0, 1]
-        if weight is not None:
-            tensor = operands[weight].tensor
-            assert tensor is not None
-            scale = scale_from_weight(tensor, self.held_bits(bits))
-            params["weight"] = quantize(tensor.float(), scale, self.held_bits(bits))
-            scales[weight], inputs[weight] = float(scale), "weight"
-            names = {"weight": operands[weight].name} if operands[weight].name else {}
+        x, bits = operands[0], operands[0].bits
+        side = next((name for name in self.parameter_names if call.get(name) is not None), None)
+        sources: list[int | str] = [0, 1] if side is None else [0, side]
+        scales, params, width = [x.scale, operands[-1].scale], {}, bits
+        terms, open_ended = x.shape[-1], len(x.shape) - 1 in x.dynamic
+        if side is not None:
+            width = self.held_bits(bits)
+            scales[1] = float(scale_from_weight(call[side], width))
+            params[side] = quantize(*self.held(call[side], bits), width)
+            terms, open_ended = call[side].shape[-1 if side == "left" else -2], False
+        if side == "left":
+            sources, scales = sources[::-1], scales[::-1]
+        peak = accumulator(terms, bits, width)
         attrs = {
             "scale_x": scales[0],
             "scale_y": scales[1],
@@ -85,12 +91,12 @@ class BmmSite(Site):
             "data_bits": bits,
             "o_bits": out.bits,
         }
-        form = "f32" if peak <= FLOAT32_EXACT and len(x.shape) - 1 not in x.dynamic else "f64"
+        form = "f32" if peak <= FLOAT32_EXACT and not open_ended else "f64"
         form += "" if out.bits == 8 else f"_o{out.bits}"
         return (
             Lowered(
-                op_type=self.op_type, inputs=tuple(inputs), attrs=attrs, params=params, bits=out.bits, form=form,
-                names=names, peak=float(peak),
+                op_type=self.op_type, inputs=tuple(sources), attrs=attrs, params=params, bits=out.bits, form=form,
+                peak=float(peak),
             ),
         )  # fmt: skip
 

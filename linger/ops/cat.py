@@ -31,7 +31,7 @@ class CatSite(Site):
         if self.training:
             with torch.no_grad():
                 peaks = torch.stack([observe.peak(x) for x, _ in entered])
-                observe.update(self.running("o"), peaks.amax(), "running_o")
+                self.follow("o", peaks.amax())
         scale = torch.minimum(self.scale("o", bits), torch.stack([s for _, s in entered]).amin())
         out = torch.cat([fake_quant(x, scale, bits) for x, _ in entered], dim)
         return set_grid(out, Grid(scale, bits))

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
 from linger.ops import pad
-from linger.ops._base import Composed, Op, Router
+from linger.ops._base import Op
 from linger.ops._case import Case, Holder
+from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
-from linger.ops._lowered import Lowered, Operand
+from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
 
@@ -38,6 +39,7 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int
     mode: str = "zeros"
+    transposed: bool = False
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         function: Any = F.conv1d if weight.dim() == 3 else F.conv2d
@@ -61,7 +63,8 @@ class Convolution:
         total = [d * (k - 1) for d, k in zip(self.dilation, weight[2:], strict=True)]
         return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
 
-    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+    def attrs(self, weight: tuple[int, ...], x: Operand) -> dict[str, Any]:
+        require_batch(x, len(weight) - 2)
         begins, ends = self.pads(weight)
         return {
             "dilations": self.dilation,
@@ -107,7 +110,7 @@ class Conv2dInt(_ConvInt, nn.Conv2d):
 
 class _ConvSite(WeightedSite):
     @staticmethod
-    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Convolution:
+    def product(weight: tuple[int, ...], call: Mapping[Any, Any]) -> Convolution:
         rank = len(weight) - 2
         padding = call.get("padding", 0)
         return Convolution(

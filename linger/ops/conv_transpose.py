@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.numerics import exact_matmul
-from linger.ops._base import Composed, Op
+from linger.ops._base import Op
 from linger.ops._case import Case, Holder
+from linger.ops._composed import Composed
+from linger.ops._lowered import Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form
 from linger.ops.conv import body, composed, each, real
@@ -32,6 +34,7 @@ class Transposed:
     output_padding: tuple[int, ...]
     groups: int
     dilation: tuple[int, ...]
+    transposed: bool = True
 
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         function: Any = F.conv_transpose1d if weight.dim() == 3 else F.conv_transpose2d
@@ -43,7 +46,8 @@ class Transposed:
         per_group = weight.abs().reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         return per_group.sum((1, 3)).flatten()
 
-    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+    def attrs(self, weight: tuple[int, ...], x: Operand) -> dict[str, Any]:
+        require_batch(x, len(weight) - 2)
         return {
             "dilations": self.dilation,
             "group": self.groups,
@@ -88,11 +92,15 @@ class ConvTranspose2dInt(_ConvTransposeInt, nn.ConvTranspose2d):
 
 class _ConvTransposeSite(WeightedSite):
     @staticmethod
-    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> Transposed:
+    def product(weight: tuple[int, ...], call: Mapping[Any, Any]) -> Transposed:
         rank = len(weight) - 2
-        names = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
-        sizes = {name: each(call.get(name, default), rank) for name, default in names.items()}
-        return Transposed(groups=int(call.get("groups", 1)), **sizes)
+        return Transposed(
+            stride=each(call.get("stride", 1), rank),
+            padding=each(call.get("padding", 0), rank),
+            output_padding=each(call.get("output_padding", 0), rank),
+            groups=int(call.get("groups", 1)),
+            dilation=each(call.get("dilation", 1), rank),
+        )
 
 
 class ConvTranspose1dSite(_ConvTransposeSite):

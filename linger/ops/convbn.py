@@ -23,14 +23,14 @@ from linger.ops.conv_transpose import ConvTranspose1dInt, ConvTranspose2dInt, _t
 
 
 class EmptyBatchNorm(nn.Module):
-    """What is left where a batch normalization stood. It has no parameter and accepts any ``bn.*`` key."""
+    """What is left where a batch normalization stood. It has no parameter and accepts upstream's dummy one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        for key in [k for k in state_dict if k.startswith(prefix)]:
-            del state_dict[key]
+        state_dict.pop(f"{prefix}_linger_ignore_parameter", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class _Pull(torch.autograd.Function):

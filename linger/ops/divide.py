@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from linger import observe
-from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, straight_through
+from linger.numerics import Grid, divide_half_up, divided_half_up, exponent, saturate, set_grid, straight_through
 from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -40,12 +40,11 @@ class DivSite(Site):
         self.out_bits = bits = self.width(x, y)
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
-        ideal = x / y
+        zero = y == 0  # a small divisor may round to it: it must leave no infinity in a gradient
+        ideal = torch.where(zero, 0.0, x / torch.where(zero, 1.0, y))
         if self.training:
             with torch.no_grad():
-                observe.update(
-                    self.running("o"), observe.peak(torch.where(y == 0, x.new_zeros(()), ideal)), "running_o"
-                )
+                self.follow("o", observe.peak(ideal))
         else:
             self.require_range("o")
         ratio = s_x / s_y
@@ -54,8 +53,8 @@ class DivSite(Site):
         d = y.detach().double().abs() * s_y.double()
         m = (scale / ratio).double()
         n, d = n * m.clamp_min(1), d / m.clamp_max(1)
-        q = torch.floor((2 * n + d) / torch.where(d == 0, torch.ones_like(d), 2 * d))
-        q = torch.where(y.detach() == 0, x.detach().double().sign() * LIMIT, q).clamp(-LIMIT, LIMIT)
+        q = divided_half_up(n, torch.where(d == 0, torch.ones_like(d), d))
+        q = torch.where(zero, x.detach().double().sign() * LIMIT, q).clamp(-LIMIT, LIMIT)
         return set_grid(straight_through(ideal, q, scale.double(), bits).float(), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
@@ -101,5 +100,6 @@ CASES = (
 
 OPS = (
     Op(name="iqDiv", run=run, body=body, real=real_text("Y = Div (X, Y0)"), integer=DivSite, site="iqdiv",
-       calls=(torch.div, Tensor.div, Tensor.div_, torch.divide, torch.true_divide, Tensor.__rdiv__)),
+       calls=(torch.div, Tensor.div, Tensor.div_, torch.divide, Tensor.divide, Tensor.divide_, torch.true_divide,
+              Tensor.true_divide, Tensor.true_divide_, Tensor.__rdiv__)),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linger.ops._base import Composed, Router
+from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 
 Labels = tuple[Any, ...]

@@ -23,8 +23,11 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 
+NUMBER = 8  # bits of a Python number
+
 
 class _SumSite(Site):
+    wide_numbers = True  # the sum is no finer than an operand
     sign = 1
 
     def forward(self, x: Any, y: Any) -> Tensor:
@@ -34,16 +37,17 @@ class _SumSite(Site):
         self.out_bits = bits
         if self.training:
             with torch.no_grad():
-                peak = torch.maximum(observe.peak(x), observe.peak(y))
-                peak = torch.maximum(peak, observe.peak(x + y if self.sign > 0 else x - y))
-                observe.update(self.running("o"), peak, "running_o")
+                result = observe.peak(x + y if self.sign > 0 else x - y)
+                peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
+                peak = torch.where(result < 0, result, peak)  # an empty batch plus a number is empty
+                self.follow("o", peak)
         finest = torch.minimum(s_x, s_y)
         scale = torch.minimum(self.scale("o", bits), finest if bits < 32 else finest / 2)
         x, y = fake_quant(x, scale, bits), fake_quant(y, scale, bits)
         return set_grid(fake_quant(x + y if self.sign > 0 else x - y, scale, bits), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        return binary_nodes(self.op_type, operands, out, call)
+        return binary_nodes(self.op_type, operands, out, call, wide_numbers=True)
 
 
 class AddSite(_SumSite):
@@ -66,10 +70,12 @@ class MulSite(Site):
 
     def forward(self, x: Any, y: Any) -> Tensor:
         self.out_bits = bits = self.width(x, y)
+        both = isinstance(x, Tensor) and isinstance(y, Tensor)
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         product = x * y if bits == 8 else x.double() * y.double()
-        return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / 2.0**WIDEST)
+        room = 2.0 ** (WIDEST if both else NUMBER)  # what the other operand of a 32-bit one may multiply it by, in LSB
+        return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / room)
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return binary_nodes(self.op_type, operands, out, call)
@@ -148,7 +154,7 @@ OPS = (
     Op(name="iqAdd", run=_run_sum(1), body=_body_sum("Add"), real=real_text("Y = Add (X, Y0)"), integer=AddSite, site="iqadd",
        calls=(torch.add, Tensor.add, Tensor.add_), aliases=("QAdd",)),
     Op(name="iqSub", run=_run_sum(-1), body=_body_sum("Sub"), real=real_text("Y = Sub (X, Y0)"), integer=SubSite, site="iqsub",
-       calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.__rsub__, torch.rsub)),
+       calls=(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.subtract, Tensor.subtract_, Tensor.__rsub__, torch.rsub)),
     Op(name="iqMul", run=run_mul, body=body_mul, real=real_text("Y = Mul (X, Y0)"), integer=MulSite, site="iqmul",
-       calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply), aliases=("QMul",)),
+       calls=(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_), aliases=("QMul",)),
 )  # fmt: skip

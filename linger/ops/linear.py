@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from linger.numerics import exact_matmul
-from linger.ops._base import Composed, Op, Router, output_bits
+from linger.ops._base import Op, output_bits
 from linger.ops._case import Case, Holder
+from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
+from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, result_text
 
@@ -28,13 +30,16 @@ from linger.ops._weighted import WeightedInt, WeightedSite, requantize, result_t
 class _Linear:
     """``Product`` of a linear layer."""
 
+    groups = 1
+    transposed = False
+
     def accumulate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
     def absolute_sum(self, weight: Tensor) -> Tensor:
         return weight.abs().sum(1)
 
-    def attrs(self, weight: tuple[int, ...]) -> dict[str, Any]:
+    def attrs(self, weight: tuple[int, ...], x: Operand) -> dict[str, Any]:
         return {}
 
     def wide_form(self, weight: tuple[int, ...], data_bits: int, parameter_bits: int) -> str:
@@ -63,7 +68,7 @@ class LinearSite(WeightedSite):
         return super().takes(x, weight, bias) and weight.dim() == 2
 
     @staticmethod
-    def product(weight: tuple[int, ...], call: Mapping[str, Any]) -> _Linear:
+    def product(weight: tuple[int, ...], call: Mapping[Any, Any]) -> _Linear:
         return LINEAR
 
 

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from linger.numerics import Grid, exponent, grid_of, levels, pow2_floor, saturate, set_grid, shift_round
 from linger.ops._base import ONNX_INT, Op, constants
@@ -35,19 +36,16 @@ from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 
 WIDEST_SCORE = 16
-NEVER = -1e3  # masked_fill with this or less hides
+MOST_MASKS = 8
 LOWEST = -(2.0**15)
 
 
-def masked(
-    x: Tensor, *masks: Tensor, value: float | None = None, causal: bool = False, kept: bool = False, moved: bool = False
-) -> Tensor:
+def masked(x: Tensor, *masks: Tensor, causal: bool = False, kept: bool = False, moved: bool = False) -> Tensor:
     """Scores x (..., L, S) with masks that broadcast to them: float ones are added, bool ones hide.
 
     Args:
         x: the scores.
         masks: bool or float tensors.
-        value: of masked_fill; whatever it is, the entry is hidden.
         causal: hide the entries j > i.
         kept: bool masks are true where an entry stays.
         moved: only softmax reads the result, so that a constant may be added.
@@ -56,6 +54,13 @@ def masked(
         hides = mask.dtype == torch.bool
         x = x.masked_fill(~mask if kept else mask, -math.inf) if hides else x + mask
     return x.masked_fill(later(x), -math.inf) if causal else x
+
+
+def shown(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A call of a function of ours as a function mode sees those of torch."""
+    return (
+        handle_torch_function(func, (x,), x, *args, **kwargs) if has_torch_function((x,)) else func(x, *args, **kwargs)
+    )
 
 
 def later(x: Tensor) -> Tensor:
@@ -78,25 +83,21 @@ class _Passed(torch.autograd.Function):
 
 
 class MaskSite(Site):
-    """``scores.masked_fill(mask, -inf)``, and the masks of attention"""
+    """The masks of attention"""
 
     op_type = "iqMask"
+    raw: ClassVar[frozenset[int]] = frozenset(range(1, 1 + MOST_MASKS))
 
     @classmethod
-    def takes(cls, x: Any, *masks: Any, value: Any = None, **call: Any) -> bool:
-        return grid_of(x) is not None and (value is None or (not isinstance(value, Tensor) and value <= NEVER))
+    def takes(cls, x: Any, *masks: Any, **call: Any) -> bool:
+        return grid_of(x) is not None and len(masks) <= MOST_MASKS
 
     def operand_bits(self, bits: Sequence[int]) -> int:
         return min(max(bits[0], 8), WIDEST_SCORE)
 
-    def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
-        return super().taken(0, scale, given, bits, shape) if not position else Operand(scale=1.0, bits=0, shape=shape)
-
     def forward(
-        self, x: Tensor, *masks: Tensor, mask: Tensor | None = None, value: float | None = None, causal: bool = False,
-        kept: bool = False, moved: bool = False,
-    ) -> Tensor:  # fmt: skip
-        masks = masks if mask is None else (mask,)
+        self, x: Tensor, *masks: Tensor, causal: bool = False, kept: bool = False, moved: bool = False
+    ) -> Tensor:
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
         x, s_x = self.operand(x, "x", bits)
         bools = [~m if kept else m for m in masks if m.dtype == torch.bool] + ([later(x)] if causal else [])
@@ -239,15 +240,15 @@ def real(form: str, opset: int) -> str:
 
 CASES = (
     Case(
-        name="masked-fill",
-        make=lambda: lambda x: x.masked_fill(torch.arange(7) % 3 == 1, -math.inf),
-        shapes=((2, 3, 7),),
+        name="masked",
+        make=lambda: lambda x: shown(masked, x, torch.arange(6) % 3 == 1, causal=True),
+        shapes=((2, 4, 6),),
     ),
-    Case(name="masked-causal", make=lambda: lambda x: torch.masked_fill(x, later(x), -1e9), shapes=((2, 4, 4),)),
+    Case(
+        name="masked-moved",
+        make=lambda: lambda x: shown(masked, x, torch.linspace(-8, 2, 6), moved=True),
+        shapes=((2, 4, 6),),
+    ),
 )
 
-OPS = (
-    Op(name="iqMask", run=run, body=body, real=real, integer=MaskSite, site="iqmask",
-       calls=(masked, torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_),
-       names=dict.fromkeys((torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_), ("mask", "value"))),
-)  # fmt: skip
+OPS = (Op(name="iqMask", run=run, body=body, real=real, integer=MaskSite, site="iqmask", calls=(masked,)),)

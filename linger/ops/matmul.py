@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linger.ops._base import Composed, Router
+from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops.bmm import product
 
@@ -30,14 +30,15 @@ def matmul(route: Router, x: Tensor, y: Tensor) -> Tensor:
     held = [constant_of(t) is not None for t in (x, y)]
     if held == [False, True] and y.dim() == 2:
         return F.linear(x, y.transpose(-2, -1))
-    weight = held.index(True) if held.count(True) == 1 else None
+    if held.count(True) == 1:
+        return route(product, y, left=x) if held[0] else route(product, x, right=y)  # type: ignore[no-any-return]
     if x.dim() > 3 and x.shape[:-2] == y.shape[:-2]:
-        merged: Tensor = route(product, x.flatten(0, -3), y.flatten(0, -3), weight=weight)
+        merged: Tensor = route(product, x.flatten(0, -3), y.flatten(0, -3))
         return merged.reshape(*x.shape[:-1], y.shape[-1])
     if x.dim() > 2 and y.dim() == 2:
-        rows: Tensor = route(product, x.flatten(0, -2), y, weight=weight)
+        rows: Tensor = route(product, x.flatten(0, -2), y)
         return rows.reshape(*x.shape[:-1], y.shape[-1])
-    return route(product, x, y, weight=weight)  # type: ignore[no-any-return]
+    return route(product, x, y)  # type: ignore[no-any-return]
 
 
 def spelled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import Grid, divide_half_up, saturate, set_grid, straight_through
+from linger.numerics import Grid, divide_half_up, divided_half_up, nearest_integer, saturate, set_grid, straight_through
 from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
 from linger.ops._case import Case
-from linger.ops._lowered import Lowered, Operand
+from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
 
@@ -31,12 +31,11 @@ from linger.ops._weighted import split_text
 def ties_away(k: int) -> bool:
     """Whether ties of a division by ``k`` round away from zero: 29-bit Newton reciprocal of ``engine`` 3, D(x, y, s)."""
     n = (k - 1).bit_length()
-    y = k / 2**n
-    r = math.floor(2**29 / (math.floor(32 * y) / 32) + 0.5) / 2**29
+    r = divide_half_up(2**34, 32 * k >> n)  # r has 29 fraction bits, t has 30
     for _ in range(3):
-        t = math.floor((2 - y * r) * 2**30 + 0.5) / 2**30
-        r = math.floor(t * r * 2**29 + 0.5) / 2**29
-    return int(r * 2**29) * k > 2 ** (29 + n)
+        t = divide_half_up(2 ** (31 + n) - 2 * k * r, 2**n)
+        r = divide_half_up(t * r, 2**30)
+    return r * k > 2 ** (29 + n)
 
 
 def _pair(v: Any, rank: int) -> tuple[int, ...]:
@@ -81,6 +80,7 @@ def _refused(ceil_mode: bool, uneven: bool, divisor: int | None) -> str:
 
 def pool_node(x: Operand, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Lowered:
     """The AvgPool node on an operand."""
+    require_batch(x, len(kernel))
     attrs = {
         "kernel_shape": kernel,
         "strides": stride,
@@ -99,8 +99,8 @@ def pool_node(x: Operand, kernel: tuple[int, ...], stride: tuple[int, ...], padd
 def divided(total: Tensor, k: int) -> Tensor:
     """Equations (2), (3) on window sums in LSB (float64 holding integers)."""
     if k & (k - 1) == 0:
-        return torch.floor((2 * total + k) / (2 * k))
-    return torch.floor((2 * total.abs() + k - int(not ties_away(k))) / (2 * k)) * total.sign()
+        return divided_half_up(total, k)
+    return divided_half_up(total.abs() - (0 if ties_away(k) else 0.5), k) * total.sign()
 
 
 def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any) -> Tensor:
@@ -108,7 +108,7 @@ def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, paddi
     pool: Any = F.avg_pool2d if len(kernel) == 2 else F.avg_pool1d
     area = math.prod(kernel)
     mean = pool(x.double() if bits > 8 or area > 2**12 else x, kernel, stride, padding)
-    total = torch.round(mean.detach().double() * (scale.double() * area))
+    total = nearest_integer(mean.detach().double() * (scale.double() * area))
     return straight_through(mean, divided(total, area), scale, bits).float()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from linger.numerics import WIDEST, Grid, exponent, grid_of, int_dtype, reach, saturate, set_grid, shift_round
+from linger.numerics import WIDEST, Grid, exponent, grid_of, quantize_array, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -22,9 +22,7 @@ from linger.ops._site import Site
 
 def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, **_: Any) -> np.ndarray:
     """float32 of any shape -> integers; equation (1), up to 16 bits with the float32 rounding of the sum (``engine`` 3)."""
-    kind = np.float32 if data_bits <= 16 else np.float64
-    v = np.floor((x.astype(np.float32) * np.float32(scale_x)).astype(kind) + kind(0.5)).astype(np.float64)
-    return np.clip(v, -reach(data_bits), reach(data_bits) - 1).astype(int_dtype(data_bits))
+    return quantize_array(x, scale_x, data_bits)
 
 
 def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:

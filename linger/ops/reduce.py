@@ -25,11 +25,15 @@ from linger.ops.pool import divided, division_text, pool_node, ties_away
 def _dims(rank: int, dim: Any) -> tuple[int, ...]:
     """The reduced dimensions, non-negative and sorted; all of them for None and ()."""
     given = range(rank) if dim is None or dim == () else (dim,) if isinstance(dim, int) else tuple(dim)
-    return tuple(sorted(int(d) % max(rank, 1) for d in given))
+    return tuple(sorted([int(d) % max(rank, 1) for d in given]))
 
 
 class _ReduceSite(Site):
     op_type: str
+
+    @classmethod
+    def takes(cls, *args: Any, dtype: Any = None, **call: Any) -> bool:
+        return dtype in (None, torch.float32)
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         dims = _dims(len(operands[0].shape), call.get("dim"))
@@ -56,7 +60,7 @@ class SumSite(_ReduceSite):
         self.out_bits = bits = self.width(x)
         x, s_x = self.operand(x, "x", bits)
         dims = _dims(x.dim(), dim)
-        terms = math.prod(x.shape[d] for d in dims)
+        terms = math.prod([x.shape[d] for d in dims])
         finest = s_x if bits < 32 else s_x / 2.0 ** (terms - 1).bit_length()
         return self.leave(x.double().sum(dims, keepdim), finest)
 
@@ -75,7 +79,7 @@ class MeanSite(_ReduceSite):
         x, scale = self.operand(x, "x", bits)
         dims = _dims(x.dim(), dim)
         mean = x.mean(dims, keepdim)
-        total = torch.round(x.detach().double().sum(dims, keepdim) * scale.double())
+        total = x.detach().double().sum(dims, keepdim) * scale.double()
         area = math.prod([x.shape[d] for d in dims])
         return set_grid(straight_through(mean, divided(total, area), scale.double(), bits), Grid(scale, bits))
 
@@ -85,7 +89,7 @@ class MeanSite(_ReduceSite):
             if keepdim:
                 return (pooled,)
             return (pooled, Lowered(op_type="Squeeze", inputs=("%0",), attrs={"axes": (2, 3)}, bits=x.bits))
-        area = int(np.prod([x.shape[d] for d in dims]))
+        area = math.prod([x.shape[d] for d in dims])
         return self.node(x, out, dims, keepdim, f"k{area}")
 
 
@@ -100,7 +104,7 @@ def run_sum(
 def run_mean(x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, o_bits: int = 0, **_: Any) -> np.ndarray:
     """Equation (2)."""
     total = x.astype(np.int64).sum(axis=tuple(dims), keepdims=bool(keepdim))
-    k = int(np.prod([x.shape[d] for d in dims]))
+    k = math.prod([x.shape[d] for d in dims])
     bits = o_bits or 8 * x.dtype.itemsize
     if k & (k - 1) == 0:
         return saturate(divide_half_up(total, k), bits)

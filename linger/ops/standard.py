@@ -1,6 +1,6 @@
 """Standard ONNX ops on integers that the chip reads as they are, and their form where a runtime lacks the width.
 
-Relu out = max(x, 0);   MaxPool out = max of the window, padding is the lowest integer;   Clip is in ``relu6``
+Relu out = max(x, 0);   MaxPool out = max of the window, padding is the lowest integer;   Clip is in ``clamp``
 """
 
 from __future__ import annotations

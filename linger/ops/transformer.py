@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from linger.ops._base import Router
+from linger.ops._composed import Router
 
 
 def encoder(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from linger.errors import LingerError
 from linger.targets._base import Target
 from linger.targets._pwl import Pwl
+from linger.targets._softmax import Softmax
 from linger.targets.arcs import ARCS
 from linger.targets.venus import VENUS
 from linger.targets.venusa import VENUSA
 
 TARGETS: dict[str, Target] = {t.name: t for t in (VENUS, ARCS, VENUSA)}
 
-__all__ = ["TARGETS", "Pwl", "Target", "target"]
+__all__ = ["TARGETS", "Pwl", "Softmax", "Target", "target"]
 
 
 def target(name: str | None) -> Target:

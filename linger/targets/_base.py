@@ -7,19 +7,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from linger.targets._pwl import Pwl
+from linger.targets._softmax import Softmax
+
+LACKS = {
+    "GroupNormInt": "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm",
+    "RMSNormInt": "the engine has no root-mean-square normalization; use nn.LayerNorm",
+    "iqStd": "the engine has no standard deviation; use the variance",
+}  # of every chip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One chip. ``functions``: its piecewise-linear functions by op type. ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2)."""
+    """One chip. ``functions``: its piecewise-linear functions by op type. ``softmax``: its variant of softmax and log-softmax.
+    ``platform`` is the packer's exact spelling; the other strings are attributes it insists on (``engine`` 2).
+
+    ``weight_bits``: op type -> width in which its node reads the weight, where that is fixed. ``normal_bits``: width of a
+    normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
+    sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
+    """
 
     name: str
     platform: str
     data_bits: tuple[int, ...]
     parameter_bits: tuple[int, ...]
+    softmax: Softmax
     platform_quant: str = "luna_quant"
     quant_mode: str = "floor_add"
     functions: Mapping[str, Pwl] = field(default_factory=dict)
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    normal_bits: int = 32
+    longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
+    lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""

@@ -1,7 +1,7 @@
 """Dialect "qdq": float ops between QuantizeLinear and DequantizeLinear, for tool chains that fuse such pairs themselves.
 
 The grids and the stored integers are those of the chip's dialect. QuantizeLinear rounds ties to even and the chip rounds
-them up, so this dialect is not exact on ties. A 32-bit result has no QuantizeLinear and stays in float.
+them up, so this dialect is not exact on ties. A 32-bit value has no QuantizeLinear and stays in float.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from linger.errors import LingerError
 from linger.onnx.passes.inline import inlined
+from linger.ops import BY_NAME
 
 INTEGERS = {TensorProto.INT8, TensorProto.INT16, TensorProto.INT32}
 INT16_OPSET = 21  # the first in which QuantizeLinear knows int16
@@ -64,17 +65,17 @@ class _Rewriter:
     def rewrite(self, node: onnx.NodeProto) -> None:
         attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.domain and node.op_type == "Quant":
-            self.pair(node.input[0], node.output[0], attrs["scale_x"], attrs["data_bits"])
             self.grids[node.output[0]] = attrs["scale_x"], attrs["data_bits"]
-            return
-        if node.domain and node.op_type == "Dequant":
+            if attrs["data_bits"] < 32:
+                self.pair(node.input[0], node.output[0], attrs["scale_x"], attrs["data_bits"])
+                return
+        if node.domain and node.op_type in ("Quant", "Dequant"):
             self.nodes.append(helper.make_node("Identity", node.input, node.output, name=node.name))
             return
         for i, name in enumerate(node.input):
             if name in self.stored:
-                node.input[i] = self.dequantized(
-                    name, _stored_scale(attrs, i, self.grids.get(node.input[0], (1.0, 8))[0])
-                )
+                data = self.grids.get(node.input[0], (1.0, 8))[0]
+                node.input[i] = self.dequantized(name, _stored_scale(node.op_type, attrs, i, data))
         self.nodes.append(node)
         before = self.grids.get(node.input[0] if node.input else "")
         grid = (attrs["scale_o"], attrs["o_bits"]) if "scale_o" in attrs else before
@@ -85,12 +86,16 @@ class _Rewriter:
                 self.pair(f"{result}.real", result, *grid)
 
 
-def _stored_scale(attrs: Mapping[str, Any], position: int, data: float) -> float:
+def _stored_scale(op_type: str, attrs: Mapping[str, Any], position: int, data: float) -> float:
     """The scale of an integer parameter by its position: operand, weight (or second operand), bias; else the data's."""
     weight = attrs.get("scale_w", attrs.get("scale_y"))
     if weight is None:
         return data
-    return float((attrs["scale_x"], weight, attrs["scale_x"] * weight)[position])
+    if "scale_x" not in attrs:  # a table
+        return float(weight)
+    op = BY_NAME.get(op_type)
+    product = op.bias_at if op is not None and op.bias_at else attrs["scale_x"]
+    return float((attrs["scale_x"], weight, product * weight)[position])
 
 
 def qdq(model: onnx.ModelProto) -> onnx.ModelProto:

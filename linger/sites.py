@@ -1,0 +1,57 @@
+"""The named children of a module that stand for its functional calls: what they are called, and how they are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from linger.errors import LingerError
+from linger.ops import SITES
+
+PREFIX = "_linger_round_tensor_"
+SHARED = {  # tags that are counted together, as upstream does
+    "iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh", "iqvar", "SoftmaxInt", "LogSoftmaxInt",
+}  # fmt: skip
+
+
+def refuse_other(owner: nn.Module, tag: str, n: int, name: str) -> None:
+    """Raise if a checkpoint brought another call's site for this place in the count."""
+    for other in SHARED if tag in SHARED else ():
+        site: Any = children(owner).get(site_name(other, n))
+        if site is not None and not site.used:
+            error = LingerError(
+                f"found this site in the checkpoint where the forward has {name}, allowed are checkpoints of this net; load one"
+            )
+            error.module = site
+            raise error
+
+
+def site_name(tag: str, n: int) -> str:
+    """Upstream's key of the n-th functional call of a module (``upstream`` 3.1)."""
+    default = "_default_index_" if tag in ("iqadd", "iqmul", "iqdiv", "iqsum") else ""
+    return f"{PREFIX}{tag}_{default}{n}"
+
+
+def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
+    """Create the child that stands for a functional call; deterministic names, so two nets agree."""
+    if torch.compiler.is_compiling():
+        raise LingerError(
+            "this net has not run yet, so its functional ops have no state; run one batch before compiling"
+        )
+    device = next((t.device for t in owner.parameters()), torch.device("cpu"))
+    device = next((t.device for t in owner.buffers()), device)
+    made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
+    for key, bits in owner.__dict__.get("_linger_bits", {}).items():
+        if made.weighted or key == "parameter_bits":
+            setattr(made, key, bits)
+    made.train(owner.training)
+    made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
+    children(owner)[name] = made
+    return made
+
+
+def children(owner: nn.Module) -> dict[str, Any]:
+    """Everything below ``owner``, sites included, also while its forward iterates over its layers."""
+    return owner.__dict__.get("_linger_children", owner._modules)  # type: ignore[no-any-return]

@@ -1,0 +1,140 @@
+"""``torch.compile(net, fullgraph=True)``: the same integers, the same gradients, one graph for all steps.
+
+Back end ``aot_eager`` needs no C++ compiler; the nets that take long to trace and ``inductor`` are marked slow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_exactness import converted, grow
+from test_training import MAKERS, batches, fixed, same_state, sgd, step, trained
+from torch import nn
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
+)
+SLOW = ("ResNet20", "MobileNetV2", "UNet")
+EVERY = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MAKERS])
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(net: nn.Module, backend: str = "aot_eager", **options: Any) -> Any:
+    return torch.compile(net, fullgraph=True, backend=backend, **options)
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def check_training(name: str, backend: str, bit_for_bit: bool = True) -> None:
+    net, shape, optimizer = trained(name, steps=1)
+    optimizer.zero_grad()
+    other = copy.deepcopy(net)
+    fast = compiled(other, backend)
+    optimizers, before = (sgd(net), sgd(other)), graphs()
+    for x in batches(shape, 1, 4):
+        torch.manual_seed(5)  # MobileNetV2 has a dropout
+        expected = step(net, optimizers[0], x)
+        torch.manual_seed(5)
+        found = step(fast, optimizers[1], x)
+        assert found == pytest.approx(expected, rel=0 if bit_for_bit else 1e-2)
+        assert graphs() == before + 1
+        if bit_for_bit:
+            same_state(net, other)
+            for (key, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
+                assert p.grad is not None
+                assert q.grad is not None
+                assert torch.equal(p.grad, q.grad), key
+
+
+@EVERY
+def test_training(name: str) -> None:
+    """Loss, gradients, ranges and parameters of several steps are equal, and no step compiles again."""
+    check_training(name, "aot_eager")
+
+
+@EVERY
+def test_eval(name: str) -> None:
+    """Equal integers before and after more training."""
+    net, shape, optimizer = trained(name)
+    fast = compiled(net)
+    for expected_graphs in (1, 2):  # train() makes a graph of its own, eval() finds its own again
+        for x in batches(shape, 3, 2):
+            with torch.no_grad():
+                expected = net.eval()(x)
+                assert torch.equal(fast.eval()(x), expected)
+        assert graphs() == expected_graphs
+        step(fast.train(), optimizer, batches(shape, 4, 1)[0])
+
+
+def test_batch_sizes() -> None:
+    """Another batch size compiles once more, for any size from then on."""
+    net, shape, _ = trained("Mixed")
+    fast = compiled(net.eval())
+    with torch.no_grad():
+        for size in (4, 3, 7, 5):
+            (x,) = batches(shape, 5, 1, size)
+            assert torch.equal(fast(x), net(x))
+    assert graphs() == 2
+
+
+def test_before_any_forward() -> None:
+    """A traced net can be compiled before it has run once; in eval it asks for a batch as always."""
+    net, shape = fixed("Mixed")
+    other = copy.deepcopy(net)
+    fast = compiled(other)
+    (x,) = batches(shape, 6, 1)
+    with pytest.raises(RuntimeError, match="running_x is 0, so no batch has been seen; run at least one batch"):
+        fast.eval()(x)
+    assert torch.equal(fast.train()(x), net.train()(x))
+    same_state(net, other)
+    with torch.no_grad():
+        assert torch.equal(fast.eval()(x), net.eval()(x))
+
+
+def test_autocast() -> None:
+    net, shape, _ = trained("Mixed")
+    fast = compiled(net.eval())
+    (x,) = batches(shape, 7, 1)
+    with torch.no_grad():
+        expected = net(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(fast(x), expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "transposed-groups"])
+def test_weights_that_grow_after_compiling(name: str) -> None:
+    """Compiled code looks at no weight, and is as exact as eager code, whatever the weights were at first."""
+    net, layer, x = converted(name)
+    fast = compiled(net)
+    with torch.no_grad():
+        fast(x)
+        grow(layer, x)
+        assert torch.equal(fast(x), net(x))
+        other = copy.deepcopy(net)
+        assert torch.equal(fast.train()(x), other.train()(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("name", MAKERS)
+def test_inductor(name: str) -> None:
+    """The default back end: equal integers in eval; in training its fused float gradients differ in the last bits."""
+    net, shape, _ = trained(name)
+    fast = compiled(net.eval(), "inductor")
+    with torch.no_grad():
+        for x in batches(shape, 8, 3):
+            assert torch.equal(fast(x), net(x))
+    check_training(name, "inductor", bit_for_bit=False)
