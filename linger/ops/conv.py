@@ -241,22 +241,22 @@ CASES = (
     _case("conv2d-replicate", 2, (6, 8), 2, 3, (3, 5), padding=(1, 2), padding_mode="replicate"),
     _case("conv2d-K4608", 2, (3, 4), 512, 3, 3, padding=1),
     Case(
-        name="conv1d-function",
+        name="call-conv1d",
         make=lambda: Holder(lambda x, w, b: F.conv1d(x, w, b, 2, padding=1, groups=2), (4, 3, 3), (4,)),
         shapes=((2, 6, 17),),
     ),
     Case(
-        name="conv2d-function",
+        name="call-conv2d",
         make=lambda: Holder(lambda x, w, b: F.conv2d(x, w, b, (2, 1), (0, 2), (1, 2)), (4, 2, 1, 5), (4,)),
         shapes=((2, 2, 10, 13),),
     ),
     Case(
-        name="conv2d-function-same",
+        name="call-conv2d-same",
         make=lambda: Holder(lambda x, w: F.conv2d(x, weight=w, padding="same", bias=None), (4, 3, 4, 3)),
         shapes=((2, 3, 7, 8),),
     ),
     Case(
-        name="conv2d-function-K4608",
+        name="call-conv2d-K4608",
         make=lambda: Holder(lambda x, w, b: F.conv2d(x, w, b, padding=[1]), (3, 512, 3, 3), (3,)),
         shapes=((2, 512, 3, 4),),
     ),

@@ -189,12 +189,12 @@ CASES = (
     _case("transposed2d-dilated", 2, (5, 5), 3, 2, 3, dilation=2, padding=1),
     _case("transposed2d-depthwise", 2, (5, 5), 4, 4, 3, groups=4, stride=2, bias=False),
     Case(
-        name="transposed1d-function",
+        name="call-transposed1d",
         make=lambda: Holder(lambda x, w, b: F.conv_transpose1d(x, w, b, 2, 1, 1, groups=2), (4, 3, 3), (6,)),
         shapes=((2, 4, 15),),
     ),
     Case(
-        name="transposed2d-function",
+        name="call-transposed2d",
         make=lambda: Holder(lambda x, w: F.conv_transpose2d(x, w, None, (2, 1), (1, 0), (1, 0), 1, 2), (3, 4, 3, 2)),
         shapes=((2, 3, 5, 6),),
     ),

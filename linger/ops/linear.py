@@ -127,22 +127,22 @@ CASES = (
     Case(name="linear-4d", make=lambda: nn.Linear(8, 5), shapes=((2, 3, 4, 8),)),
     Case(name="linear-K4608", make=lambda: nn.Linear(4608, 3), shapes=((4, 4608),)),
     Case(
-        name="linear-function",
+        name="call-linear",
         make=lambda: Holder(lambda x, w, b: F.linear(x, w, b), (6, 16), (6,)),
         shapes=((2, 7, 16),),
     ),
     Case(
-        name="linear-function-K4608",
+        name="call-linear-K4608",
         make=lambda: Holder(lambda x, w: F.linear(x, weight=w), (3, 4608)),
         shapes=((4, 4608),),
     ),
     Case(
-        name="linear-function-two",
+        name="call-linear-two",
         make=lambda: lambda x, y: F.linear(x, y.sum(0), y.sum((0, 2))),
         shapes=((2, 5, 9), (2, 4, 9)),
     ),
     Case(
-        name="linear-function-computed",
+        name="call-linear-computed",
         make=lambda: Holder(lambda x, w, b: F.linear(x, torch.cat([w, w * 2])[1:], b.exp()), (3, 8), (5,)),
         shapes=((3, 8),),
     ),
