@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -49,6 +50,8 @@ SHARED = {  # tags that are counted together, as upstream does
 }  # fmt: skip
 
 
+# Layers whose function PyTorch's compiler shows to no mode; in a forward of the user's own, it stays in float there.
+UNSEEN = {nn.Hardswish: F.hardswish, nn.Hardsigmoid: F.hardsigmoid}
 SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
@@ -65,13 +68,16 @@ class Route(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if func in QUERIES:
                 return func(*args, **(kwargs or {}))
+            inner = getattr(func, "__wrapped__", None)  # of x ** 2, whose wrapper the compiler knows by no identity
+            if inner is not None and inner in BY_CALL:
+                func = inner
             return self.call(func, *first_positional(func, args, kwargs))
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
-        seen = gridded or running_tape() is not None or _symbolic.TRACING.get() is not None
+        seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
         if seen and func in MADE_OF:
             return MADE_OF[func](self, *args, **kwargs)
         op = BY_CALL.get(func)
@@ -88,7 +94,7 @@ class Route(TorchFunctionMode):
 
     def plain(self, func: Any, args: Any, kwargs: Any, gridded: bool) -> Any:
         """A call without a site: the result keeps the first operand's grid where values only move, else it has none."""
-        if _symbolic.TRACING.get() is not None:
+        if _symbolic.tracing() is not None:
             if gridded and func in CASTS and cast_to(func, args, kwargs) in (None, torch.float32):
                 return args[0]  # integers stand for float32
             args, kwargs = _traced(func, args, kwargs, gridded)
@@ -322,6 +328,9 @@ def children(owner: nn.Module) -> dict[str, Any]:
 
 def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """The user's own forward. A Sequential that iterates over itself sees its layers and not its sites."""
+    unseen = UNSEEN.get(type(module))
+    if unseen is not None:
+        return Route(module).__torch_function__(unseen, (), args, kwargs | {"inplace": module.inplace})
     if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
         with Route(module):
             return type(module).forward(module, *args, **kwargs)
