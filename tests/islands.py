@@ -65,7 +65,7 @@ ISLANDS: dict[str, list[Spelling]] = {
     "clamp_min": [(lambda x: x.clamp_min(0), MAP)], "clip": [(lambda x: torch.clip(x, 0, 6), MAP)],
     "where": [(lambda x: torch.where(x > 0, x, x * 0.5), MAP), (lambda x: torch.where(condition=x > 0, input=x, other=0.5), MAP)],
     "masked_fill": [(lambda x: x.masked_fill(x < 0, 0.5), MAP)], "gt": [(lambda x: x > 0, MAP)], "le": [(lambda x: x <= 0.5, MAP)], "ne": [(lambda x: x != 0, MAP)],
-    "eq": [(lambda x: (x == 0) & (x < 1) | ~(x > 2), MAP)], "logical_and": [(lambda x: torch.logical_and(x > 0, x < 1), MAP)], "isfinite": [(lambda x: torch.isfinite(x * 2), MAP)],
+    "eq": [(lambda x: (x == 0) & (x < 1) | ~(x > 2), MAP)], "logical_and": [(lambda x: torch.logical_and(x > 0, x < 1), MAP)], "isfinite": [(torch.isfinite, MAP)],
     "setitem": [
         assigned((slice(None), 0), lambda x: 1.5), assigned((slice(None), slice(1, 3)), lambda x: x[:, :2] * 2), assigned((slice(None), -1), lambda x: x[:, 0]),
         assigned((..., slice(2, 4), slice(None, -1)), lambda x: x[..., :2, 1:]), assigned((slice(None), 1, 2), lambda x: x[:, 0, 0]), assigned(slice(None), lambda x: x + 1),

@@ -191,6 +191,7 @@ def test_qdq_and_plain_export(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_compiled() -> None:
+    torch._dynamo.reset()
     net = made(Tagger)
     x = torch.arange(6).view(2, 3)
     eager = net(x)

@@ -170,8 +170,10 @@ def test_a_net_of_them(target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
-@pytest.mark.parametrize("name", ["nearest", "shuffle", "unfold", "tril", "bilinear"])
+@pytest.mark.parametrize("name", ["nearest", "shuffle", "unfold", "tril", "bilinear", "cumsum"])
 def test_compiled(name: str) -> None:
-    net, x = net_of((MOVES | SMOOTH)[name]), on_grid(8)
+    torch._dynamo.reset()
+    extra = {"cumsum": lambda x: x.cumsum(1)}
+    net, x = net_of((MOVES | SMOOTH | extra)[name]), on_grid(8)
     with torch.no_grad():
         assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x), net(x))

@@ -237,6 +237,21 @@ def test_different_grids_are_no_silent_maximum() -> None:
     assert (net(x, y) > 0).all()
 
 
+class Loose(nn.Module):
+    """torch.max of two tensors in a module that stays in float."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.max(x, y)
+
+
+def test_a_maximum_in_float_has_no_grid() -> None:
+    """It must not pass for the first operand's values."""
+    loose = Loose()
+    linger.disable_quant(loose)
+    net = net_of(loose, 8, (SHAPE, SHAPE))
+    assert grid_of(net(torch.zeros(SHAPE), torch.ones(SHAPE))) is None
+
+
 def test_nan_is_refused() -> None:
     with pytest.raises(linger.LingerError, match=r"found the fill nan, allowed are numbers and infinities"):
         net_of(lambda x: x.masked_fill(x > 0, float("nan")), 8)
@@ -272,8 +287,17 @@ def test_plain_export(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
-@pytest.mark.parametrize("function", [torch.maximum, lambda x, y: x.masked_fill(y > 0, -1.0)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.maximum,
+        lambda x, y: x.masked_fill(y > 0, -1.0),
+        lambda x, y: torch.where(y > 0, x, y),
+        lambda x, y: x.topk(3)[0],
+    ],
+)
 def test_compiled(function: Any) -> None:
+    torch._dynamo.reset()
     net = net_of(function, 8, (SHAPE, SHAPE))
     pair = values(8), values(8, seed=1)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def fill_peak(x: Tensor) -> Tensor:
 
 def check_number(value: float) -> None:
     """Raise for NaN."""
-    if np.isnan(value):
+    if value != value:
         raise LingerError("found the fill nan, allowed are numbers and infinities; fill with 0 or -inf")
 
 
