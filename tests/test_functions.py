@@ -1,4 +1,4 @@
-"""Tables of functions: the chips' own against the engine's, all others against 100-digit arithmetic, and their gradients."""
+"""Tables of functions: the chips' own against the engine's, all others against 150-digit arithmetic, and their gradients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from functions import CHIP, CHIPS, EVERYWHERE, OWN, Variant, every_level, peak_of, scales, site
 
+from benchmarks import function_error
 from linger.numerics import grid_of, saturate, shift_round
 from linger.onnx.builder import DTYPES, Builder
 from linger.ops import BY_NAME, Operand
@@ -204,3 +205,11 @@ def output_exponents(v: Variant, f: np.ndarray, bits: int) -> range:
         return range(bits - v.function.fixed, bits - v.function.fixed + 1)
     size = np.abs(f[f != 0])
     return range(max(-60, -int(np.frexp(size.max())[1]) - 1), min(60, bits + 1 - int(np.frexp(size.min())[1])) + 1)
+
+
+def test_the_documented_errors_are_those_of_the_script() -> None:
+    """And half an LSB is the most that a correctly rounded function loses, but for a 1 that saturates."""
+    page = (Path(__file__).parents[1] / "docs" / "functions.md").read_text("utf-8")
+    assert page.endswith(function_error.table())
+    rounded = {v.function.op_type for v in OWN if not v.function.fixed}
+    assert all(r.max_lsb <= 0.5 for r in function_error.rows() if r.function in rounded)
