@@ -25,7 +25,7 @@ from linger.targets import TARGETS
 GOLDEN = Path(__file__).parent / "golden"
 PRECISION = 512  # bits of the high-precision arithmetic
 LIBRARY = 1e-13  # relative error of the inexact part that is allowed to a mathematical library
-MARGIN = {8: 1e-9, 16: 10 * LIBRARY}  # what an entry's distance to a tie must exceed, in LSB and relative to that part
+MARGIN = {8: 1e-9, 16: 2 * LIBRARY}  # what an entry's distance to a tie must exceed, in LSB and relative to that part
 everywhere = pytest.mark.parametrize(("v", "chip"), EVERYWHERE, ids=lambda p: getattr(p, "name", p))
 own_variants = pytest.mark.parametrize("v", [*OWN, *(v for v in CHIP if v.tail)], ids=lambda v: v.name)
 
@@ -158,6 +158,8 @@ def test_error_of_both_texts(v: Variant) -> None:
         for found in rests:
             if mp.isinf(rest) or not rest:
                 assert found[i] == float(rest)
+            elif not 1e-300 < abs(rest) < 1e300:
+                assert abs(found[i]) in (0.0, np.inf) or 0.5 < abs(mp.mpf(float(found[i])) / rest) < 2
             else:
                 assert abs(mp.mpf(float(found[i])) / rest - 1) < LIBRARY
 
