@@ -63,7 +63,6 @@ DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout}
 ALPHA_DROPOUTS = {F.alpha_dropout, F.feature_alpha_dropout}
 QUERIES = {T.dim, T.size, T.numel, T.stride, T.is_floating_point, T.data_ptr, T.is_contiguous, T.storage_offset,
     T.shape.__get__, T.dtype.__get__, T.device.__get__, T.ndim.__get__, T.requires_grad.__get__}  # fmt: skip
-REVERSED = {T.__rsub__, torch.rsub, T.__rdiv__}
 JOINS = {torch.cat, torch.concat, torch.concatenate}
 # Ranks of the inputs with a batch axis; without one, an average pool has no fixed-point form.
 BATCHED = {F.avg_pool1d: 3, F.adaptive_avg_pool1d: 3, F.avg_pool2d: 4, F.adaptive_avg_pool2d: 4}
@@ -80,10 +79,33 @@ def first_positional(func: Call, args: Any, kwargs: Mapping[str, Any] | None) ->
     return args, kwargs
 
 
+def straight(func: Call, args: Any, kwargs: Mapping[str, Any]) -> tuple[Call, Any]:
+    """``2 - x`` and ``2 / x`` as torch.sub and torch.div of swapped operands, ``x ** 2`` as x.pow(2).
+
+    By identity: under torch.compile, the methods that are written in Python are found in no table.
+    """
+    if func is T.__rdiv__:
+        return torch.div, (args[1], args[0])
+    if func is T.__rsub__ or func is torch.rsub:
+        other = args[1] if len(args) > 1 else kwargs["other"]
+        return torch.sub, (other, args[0], *args[2:])
+    if func is T.__pow__:
+        return T.pow, args
+    if func is T.__ipow__:
+        return T.pow_, args
+    return func, args
+
+
+# A table and no look at the name, which torch.compile cannot take; it cannot take torch.resize_as_ either.
+INPLACE = {
+    getattr(place, name) for place in (T, torch, F) for name in dir(place)
+    if name[-1] == "_" != name[0] and (place is T or not name.startswith("resize"))
+} | {ASSIGN}  # fmt: skip
+
+
 def is_inplace(func: Call, kwargs: Mapping[str, Any]) -> bool:
     """Whether the call writes into its first operand."""
-    name = getattr(func, "__name__", "")
-    return bool(kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("__")) or func is ASSIGN
+    return func in INPLACE or bool(kwargs.get("inplace"))
 
 
 def plain_name(func: Call) -> str:

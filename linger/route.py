@@ -26,14 +26,15 @@ from linger.calls import (
     DROPOUTS,
     JOINS,
     QUERIES,
-    REVERSED,
     cast_to,
     dropout_rate,
     first_positional,
     is_inplace,
     keeps_grid,
     plain_name,
+    straight,
 )
+from linger.composed import MADE_OF
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
 from linger.ops import BY_CALL, ROUTED, SITES, IntModule, _symbolic
@@ -68,9 +69,6 @@ class Route(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if func in QUERIES:
                 return func(*args, **(kwargs or {}))
-            inner = getattr(func, "__wrapped__", None)  # of x ** 2, whose wrapper the compiler knows by no identity
-            if inner is not None and inner in BY_CALL:
-                func = inner
             return self.call(func, *first_positional(func, args, kwargs))
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -80,11 +78,12 @@ class Route(TorchFunctionMode):
         seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
         if seen and func in MADE_OF:
             return MADE_OF[func](self, *args, **kwargs)
-        op = BY_CALL.get(func)
+        called, operands = straight(func, args, kwargs)
+        op = BY_CALL.get(called)
         if op is not None and (gridded or _any_grid(args) or _any_grid(kwargs)) and op.site not in self.off:
-            normal = self.normal(func, op.site, args, dict(kwargs))
+            normal = self.normal(called, op.site, operands, dict(kwargs))
             if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
-                return self.site(func, op.site, *normal)
+                return self.site(called, op.site, *normal)
         if seen:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
@@ -105,13 +104,16 @@ class Route(TorchFunctionMode):
         inplace = isinstance(first, Tensor) and is_inplace(func, kwargs)
         before = version(first) if inplace else 0
         out = (func if grid is None else stable(func))(*args, **kwargs)
+        if isinstance(out, (tuple, list)) and torch.compiler.is_compiling():
+            out = tuple(t.view(t.shape) for t in out)  # only results of their own can be tagged there
         if inplace:
             set_grid(first, None)
             if tape is not None:
                 tape.changed(first, before)
         if grid is not None and keeps_grid(func, args, kwargs):
-            for t in tensors_of(out):
-                set_grid(t, grid if t.dtype == first.dtype else None)
+            for t in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(t, Tensor):  # ``x.type()`` is a string
+                    set_grid(t, grid if t.dtype == first.dtype else None)
         elif grid is not None and func in DROPOUTS:
             out = _dropped(out, grid, dropout_rate(args, kwargs))
         if tape is not None and encoded is not None:
@@ -138,10 +140,9 @@ class Route(TorchFunctionMode):
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""
-        if func in REVERSED:
-            args = (args[1], args[0], *args[2:])
-        if "other" in kwargs:
-            args = (*args, kwargs.pop("other"))
+        other = kwargs.pop("other", None)
+        if other is not None and len(args) < 2:
+            args = (*args, other)
         if "axis" in kwargs:
             kwargs["dim"] = kwargs.pop("axis")
         if kwargs.get("rounding_mode", "") is None:
@@ -227,60 +228,6 @@ def _joined(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _batched(func: Any, first: Any) -> bool:
     return func not in BATCHED or first.dim() == BATCHED[func]
-
-
-# --- calls made of other calls, each with a form of its own
-
-
-def _stack(route: Route, tensors: Sequence[Tensor], dim: int = 0) -> Any:
-    return route.call(torch.cat, ([route.call(torch.unsqueeze, (t, dim), {}) for t in tensors], dim), {})
-
-
-def _side_by_side(rank: int, dim: int, last: bool = False) -> Callable[..., Any]:
-    """hstack, vstack, dstack, column_stack: torch.cat of tensors brought to ``rank`` axes."""
-
-    def made_of(route: Route, tensors: Sequence[Tensor]) -> Any:
-        parts = list(tensors)
-        for i, t in enumerate(parts):
-            if t.dim() == 1 and rank > 1:
-                parts[i] = route.call(torch.unsqueeze, (t, 1 if last else 0), {})
-            if t.dim() == 2 and rank == 3:
-                parts[i] = route.call(torch.unsqueeze, (t, 2), {})
-        return route.call(torch.cat, (parts, dim if parts[0].dim() > 1 else 0), {})
-
-    return made_of
-
-
-def _broadcast(route: Route, *tensors: Any) -> Any:
-    flat = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else tensors
-    shape = torch.broadcast_shapes(*(t.shape for t in flat))
-    return tuple(route.call(Tensor.expand, (t, *shape), {}) for t in flat)
-
-
-def _spread_and_mean(spread: Callable[..., Any]) -> Callable[..., Any]:
-    """var_mean and std_mean: the two calls that they stand for."""
-
-    def made_of(route: Route, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(("dim", "unbiased", "keepdim"), args, strict=False)) | kwargs
-        if isinstance(given.get("dim"), bool):
-            given["unbiased"] = given.pop("dim")
-        of_mean = {k: v for k, v in given.items() if k in ("dim", "keepdim")}
-        return route.call(spread, (x,), given), route.call(torch.mean, (x,), of_mean)
-
-    return made_of
-
-
-MADE_OF: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.stack: _stack,
-    torch.hstack: _side_by_side(1, 1),
-    torch.vstack: _side_by_side(2, 0),
-    torch.row_stack: _side_by_side(2, 0),
-    torch.dstack: _side_by_side(3, 2),
-    torch.column_stack: _side_by_side(2, 1, last=True),
-    torch.broadcast_tensors: _broadcast,
-    torch.var_mean: _spread_and_mean(torch.var),
-    torch.std_mean: _spread_and_mean(torch.std),
-}
 
 
 def _any_grid(tree: Any) -> bool:

@@ -67,7 +67,7 @@ ARITHMETIC: dict[str, Spelling] = {
     "torch.div": (lambda x, y: torch.div(x, y * y + 1), PAIR), "torch.subtract": (torch.subtract, PAIR),
     "torch.multiply": (torch.multiply, PAIR), "torch.divide": (lambda x, y: torch.divide(x, y * y + 1), PAIR),
     "torch.true_divide": (lambda x, y: torch.true_divide(x, y * y + 1), PAIR), "torch.rsub": (torch.rsub, PAIR),
-    "torch.rsub(x, 3)": (lambda x: torch.rsub(x, 3), SEQ), "rsub(alpha)": (lambda x, y: torch.rsub(x, y, alpha=2), PAIR),
+    "torch.rsub(x, 3)": (lambda x: torch.rsub(x, 3), SEQ), "rsub(other=)": (lambda x, y: torch.rsub(x, other=y), PAIR), "rsub(alpha)": (lambda x, y: torch.rsub(x, y, alpha=2), PAIR),
     "x.add": (lambda x, y: x.add(y), PAIR), "x.sub": (lambda x, y: x.sub(y), PAIR), "x.mul": (lambda x, y: x.mul(y), PAIR),
     "x.div": (lambda x, y: x.div(y * y + 1), PAIR), "x.subtract": (lambda x, y: x.subtract(y), PAIR),
     "x.multiply": (lambda x, y: x.multiply(y), PAIR), "x.divide": (lambda x, y: x.divide(y * y + 1), PAIR),

@@ -6,6 +6,7 @@ result shows every LSB of what a single float32 sum would have lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def large(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randint(100, 128, shape, generator=torch.Generator().manual_seed(seed)) / 128
 
 
+def nearly_equal(shape: tuple[int, ...], channel: int, few: float) -> Tensor:
+    """One large value per channel, an LSB less at ``few`` of the places: sums of all of it differ by few LSB."""
+    sizes = [n if d == channel else 1 for d, n in enumerate(shape)]
+    g = torch.Generator().manual_seed(2)
+    return large(tuple(sizes), 1) - (torch.rand(shape, generator=g) < few).float() / 128
+
+
 @torch.no_grad()
 def shrink(layer: Any) -> None:
     """All weights but one are 0 on the grid: whoever looks now believes the sums to be small."""
@@ -63,12 +71,14 @@ def grow(layer: Any, x: Tensor) -> None:
 def converted(name: str, width: str = "8") -> tuple[nn.Module, Any, Tensor]:
     make, shape = LAYERS[name]
     net = linger.init(nn.Sequential(make()), **WIDTHS[width])
-    x = large(shape, 1)
+    layer: Any = net[0]
+    channel = len(shape) - layer.weight.dim() + 1
+    x = nearly_equal(shape, channel, 4 / (layer.channels() * math.prod(layer.weight.shape[2:])))
     shrink(net[0])
     with torch.no_grad():
         net(x)
         net.eval()(x)
-    return net, net[0], x
+    return net, layer, x
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -104,3 +114,33 @@ def test_biases_beyond_the_products(make: Make, bias: float, tmp_path: Path) -> 
     report = linger.verify(net, tmp_path / "net.onnx", x, quiet=True)
     assert report.equal, str(report)
     assert len(found.unique()) > 2
+
+
+def bare_norm() -> nn.Module:
+    return nn.BatchNorm1d(64, eps=0.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: nn.Linear(1, 64), bare_norm], ids=["linear", "bn"])
+def test_one_lsb_below_a_tie(make: Make, tmp_path: Path) -> None:
+    """Accumulators of 2^24 to 2^25 that lie one LSB below a tie: float32 would round them up to it."""
+    net = linger.init(nn.Sequential(make()))
+    layer: Any = net[0]
+    k = torch.arange(-128, 128)
+    products = 127 * (2 * torch.randint(-64, 64, (64,)) + 1)  # odd; in LSB of 2^-14
+    ties = torch.randint(64, 127, (64,)) * 2**18 + 2**17
+    layer.weight.fill_(127 / 128)
+    layer.bias.copy_((ties - 1 - products).double() / 2**14)
+    x = (k / 128).reshape(-1, 1)
+    x = x if isinstance(layer, nn.Linear) else x.expand(-1, 64).contiguous()
+    net(x)
+    if isinstance(layer, nn.BatchNorm1d):
+        layer.running_mean.zero_()
+        layer.running_var.fill_(1.0)
+    layer.running("x").fill_(127 / 128)
+    layer.running("o").fill_(127 * 16.0)
+    layer.forget()
+    linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx")
+    found = net(x)
+    assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
+    assert len(found.unique()) > 40

@@ -24,7 +24,7 @@ variants = pytest.mark.parametrize("v", ALL, ids=lambda v: v.name)
 FILES = (activations, elementary, clamp, sign, glu)
 OPS = [op for file in FILES for op in file.OPS]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"iqthreshold": (0.1, 0.2), "iqpow": (2,), "iqclamp": (-0.5,)}
-SPELLINGS = [(op.site, call) for op in OPS for call in op.calls]
+SPELLINGS = [*((op.site, call) for op in OPS for call in op.calls), ("iqpow", T.__pow__), ("iqpow", T.__ipow__)]
 LAYERS: dict[type[nn.Module], tuple[Any, ...]] = {nn.Threshold: (0.1, 0.2)}
 
 

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only what stands before it here, or is part of the same package (docs/decisions/002-import-order.md).
 ORDER = """
-_version errors settings numerics observe targets ops calls trace route checkpoint swap fuse normalize convert onnx runtime verify
+_version errors settings numerics observe targets ops selects calls composed trace route checkpoint swap fuse normalize convert onnx runtime verify
 demo_data demo cli __main__ __init__
 """
 RANK = {name: i for i, name in enumerate(ORDER.split())}
@@ -150,6 +150,16 @@ def test_the_op_table_lists_every_op_file() -> None:
 ROUNDING = {"floor", "round", "rint", "trunc", "ceil", "around", "fix", "floor_divide"}
 WHY_ELSEWHERE = {  # file -> why its rounding is none of numerics.py's
     "linger/demo.py": "a number of epochs, not a value on a grid",
+    "linger/ops/_norm.py": "the chip's normalization, each step fused into as few passes as possible",
+    "linger/ops/_pwl.py": "the argument of a chip's function, on the levels of a grid",
+    "linger/ops/_softmax.py": "the chip's softmax in its own fractions of 23, 25 and 31 bits",
+    "linger/ops/_unary.py": "tables of correctly rounded functions, their exact part split off",
+    "linger/ops/clamp.py": "bounds brought to the grid, on the device and as numbers",
+    "linger/ops/glu.py": "the chip's gate in its own fraction of 15 bits",
+    "linger/ops/resize.py": "a weighted mean on the input's grid",
+    "linger/ops/softmax.py": "the chip's probabilities brought to the output grid in place",
+    "linger/ops/where.py": "a fill brought to the grid, on the device and as a number",
+    "linger/targets/_softmax.py": "the chip's tables, as its maker rounded them",
     "linger/onnx/float_math.py": "the user's own torch.floor, torch.round and torch.trunc of float islands, as ONNX nodes",
 }
 

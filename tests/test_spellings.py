@@ -18,7 +18,7 @@ import linger
 from linger.numerics import grid_of
 from linger.verify import LEVELS
 
-NEAR = 2.0**-6  # of the largest result: numbers are stored in 8 bits, everything else has 16
+NEAR = 2.0**-6  # of the largest result: numbers are stored in 8 bits, everything else has 16 or more
 
 
 class Spelled(nn.Module):
@@ -83,11 +83,12 @@ def test_exports(name: str, bits: int, tmp_path: Path) -> None:
         assert set(report.differing) == {"runtime", *LEVELS}
 
 
+@pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_is_near_the_float_call(name: str) -> None:
+def test_is_near_the_float_call(name: str, bits: int) -> None:
     """What is equal everywhere may still be wrong everywhere."""
     function, shapes = SPELLINGS[name]
-    net = converted(function, 16)
+    net = converted(function, bits)
     inputs = batch(shapes, 4)
     net(*inputs)
     inputs = tuple(x / 2 for x in inputs)  # clear of saturation

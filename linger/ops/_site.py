@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from linger.errors import LingerError
-from linger.numerics import grid_of, quantize_number, scalar_scale
+from linger.numerics import WIDEST, grid_of, int_dtype, quantize_number, scalar_scale
 from linger.ops._base import IntModule, recomputing
 from linger.ops._lowered import Lowered, Operand
 
@@ -20,6 +20,7 @@ class Site(IntModule):
 
     observed: ClassVar[tuple[str, ...]] = ("o",)
     op_type: ClassVar[str]
+    wide_numbers: ClassVar[bool] = False  # a Python number is as wide as the other operand, else it has 8 bits
     used = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,20 +57,27 @@ class Site(IntModule):
                     )
                 self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
             return self.enter(x, name, bits)
-        scale = scalar_scale(float(x))
-        value = quantize_number(x, scale) / scale
+        width = number_width(bits) if self.wide_numbers else 8
+        scale = scalar_scale(float(x), width)
+        value = quantize_number(x, scale, width) / scale
         reference = self.running("o")
         return reference.new_full((), value), reference.new_full((), scale)
 
 
-def constant_operand(value: float) -> tuple[np.ndarray, float]:
-    """A Python number as the exporter writes it: the int8 and its scale."""
-    scale = scalar_scale(value)
-    return np.array(quantize_number(value, scale), np.int8), scale
+def number_width(bits: int) -> int:
+    """Bits of a Python number beside an operand of ``bits`` bits: what float32 holds of it."""
+    return min(bits, WIDEST - 1)
+
+
+def constant_operand(value: float, bits: int) -> tuple[np.ndarray, float]:
+    """A Python number as the exporter writes it: the integer of ``bits`` bits and its scale."""
+    width = number_width(bits)
+    scale = scalar_scale(value, width)
+    return np.array(quantize_number(value, scale, width), int_dtype(bits)), scale
 
 
 def binary_nodes(
-    op_type: str, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any], form: str = ""
+    op_type: str, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any], wide_numbers: bool = False
 ) -> tuple[Lowered, ...]:
     """The node of a two-operand op whose operands may be a number on either side (``call``: position -> number)."""
     inputs: list[int | str] = []
@@ -81,9 +89,9 @@ def binary_nodes(
             scales.append(operands[taken].scale)
             taken += 1
         else:
-            params["value"], scale = constant_operand(float(number))
+            params["value"], scale = constant_operand(float(number), out.bits if wide_numbers else 8)
             inputs.append("value")
             scales.append(scale)
     attrs = {"scale_x": scales[0], "scale_y": scales[1], "scale_o": out.scale, "data_bits": 8, "o_bits": out.bits}
-    form += "" if out.bits == 8 else f"_o{out.bits}"
+    form = "" if out.bits == 8 else f"_o{out.bits}"
     return (Lowered(op_type=op_type, inputs=tuple(inputs), attrs=attrs, params=params, bits=out.bits, form=form),)

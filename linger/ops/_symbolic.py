@@ -66,8 +66,12 @@ def exporting() -> bool:
 
 
 def tracing() -> Tracing | None:
-    """The trace that runs now; none runs under ``torch.compile``, which cannot read a context variable."""
-    return TRACING.get() if exporting() else None
+    """The trace that runs now; none does under ``torch.compile``, which cannot read a context variable.
+
+    Nor can strict ``torch.export``, with which ``torch.onnx.export`` tries again what it could not trace: it stops here, and
+    the first error is the one that is reported.
+    """
+    return TRACING.get() if torch.compiler.is_exporting() else None
 
 
 def _spot(t: Tensor) -> Spot:

@@ -205,6 +205,6 @@ OPS = (
     unary(SqrtSite, (torch.sqrt, Tensor.sqrt, torch.sqrt_, Tensor.sqrt_)),
     unary(RsqrtSite, (torch.rsqrt, Tensor.rsqrt, torch.rsqrt_, Tensor.rsqrt_)),
     unary(ReciprocalSite, (torch.reciprocal, Tensor.reciprocal, torch.reciprocal_, Tensor.reciprocal_)),
-    unary(PowSite, (torch.pow, Tensor.pow, Tensor.__pow__, Tensor.pow_, Tensor.__ipow__), tag="iqpow"),
+    unary(PowSite, (torch.pow, Tensor.pow, Tensor.pow_), tag="iqpow"),
     nodes_only(CUBE),
 )  # fmt: skip

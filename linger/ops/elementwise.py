@@ -23,8 +23,11 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 
+NUMBER = 8  # bits of a Python number
+
 
 class _SumSite(Site):
+    wide_numbers = True  # the sum is no finer than an operand
     sign = 1
 
     def forward(self, x: Any, y: Any) -> Tensor:
@@ -44,7 +47,7 @@ class _SumSite(Site):
         return set_grid(fake_quant(x + y if self.sign > 0 else x - y, scale, bits), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        return binary_nodes(self.op_type, operands, out, call)
+        return binary_nodes(self.op_type, operands, out, call, wide_numbers=True)
 
 
 class AddSite(_SumSite):
@@ -67,10 +70,12 @@ class MulSite(Site):
 
     def forward(self, x: Any, y: Any) -> Tensor:
         self.out_bits = bits = self.width(x, y)
+        both = isinstance(x, Tensor) and isinstance(y, Tensor)
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         product = x * y if bits == 8 else x.double() * y.double()
-        return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / 2.0**WIDEST)
+        room = 2.0 ** (WIDEST if both else NUMBER)  # what the other operand of a 32-bit one may multiply it by, in LSB
+        return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / room)
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return binary_nodes(self.op_type, operands, out, call)
