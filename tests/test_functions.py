@@ -25,7 +25,7 @@ from linger.targets import TARGETS
 GOLDEN = Path(__file__).parent / "golden"
 PRECISION = 512  # bits of the high-precision arithmetic
 LIBRARY = 1e-13  # relative error of the inexact part that is allowed to a mathematical library
-MARGIN = {8: 1e-9, 16: 2 * LIBRARY}  # what an entry's distance to a tie must exceed, in LSB and relative to that part
+MARGIN = {8: 1e-9, 16: 10 * LIBRARY}  # what an entry's distance to a tie must exceed, in LSB and relative to that part
 everywhere = pytest.mark.parametrize(("v", "chip"), EVERYWHERE, ids=lambda p: getattr(p, "name", p))
 own_variants = pytest.mark.parametrize("v", [*OWN, *(v for v in CHIP if v.tail)], ids=lambda v: v.name)
 
@@ -126,7 +126,7 @@ def in_onnx_runtime(chip: str, lowered: list[Any]) -> list[np.ndarray]:
 @everywhere
 def test_16_bits(v: Variant, chip: str) -> None:
     """All 65,536 inputs in PyTorch and in NumPy."""
-    for n in (0, 7, 12, 15):
+    for n in (0, 7, 14):
         x = every_level(n, 16)
         exact = v.torch(x.double())
         for m in scales(v.function, peak_of(exact.float()), 16)[1:4]:
@@ -174,7 +174,7 @@ def parts(v: Variant, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]
     return lines, [v.function.rest(t, **v.said).double().numpy(), np.broadcast_to(rest, x.shape)]
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 @own_variants
 def test_no_entry_depends_on_the_mathematical_library(v: Variant, bits: int) -> None:
     """At 2^0 .. 2^15, to every output scale: no entry lies so near a rounding tie that a library's error could move it.
