@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import linger
 from linger.numerics import Grid, grid_of, levels, set_grid
-from linger.ops import activations, clamp, elementary, glu, sign
+from linger.ops import BY_CALL, activations, clamp, elementary, glu, sign
 from linger.ops._unary import WIDEST_TABLE, integer_table
 
 T: Any = Tensor
@@ -277,6 +277,30 @@ def test_normalized_prelu() -> None:
     net = linger.init(net)
     assert type(net[0]) is linger.PReLUInt
     assert net[0].normalize_weight == 0.5
+
+
+NAMES = {  # site: what PyTorch calls the function
+    "iqsigmoid": "sigmoid expit", "iqtanh": "tanh", "iqhardsigmoid": "hardsigmoid", "iqsoftsign": "softsign",
+    "iqleakyrelu": "leaky_relu", "iqthreshold": "threshold", "iqhardswish": "hardswish", "iqelu": "elu", "iqcelu": "celu",
+    "iqselu": "selu", "iqsilu": "silu", "iqgelu": "gelu", "iqmish": "mish", "iqsoftplus": "softplus",
+    "iqlogsigmoid": "logsigmoid", "iqexp": "exp", "iqlog": "log", "iqlog2": "log2", "iqerf": "erf", "iqsin": "sin",
+    "iqcos": "cos", "iqsquare": "square", "iqsqrt": "sqrt", "iqrsqrt": "rsqrt", "iqreciprocal": "reciprocal", "iqpow": "pow",
+    "iqrelu6": "relu6", "iqhardtanh": "hardtanh", "iqclamp": "clamp clip clamp_min clamp_max", "iqabs": "abs absolute",
+    "iqneg": "neg negative", "iqsign": "sign", "iqglu": "glu",
+}  # fmt: skip
+ROUTED_LAYERS = """Sigmoid Tanh Hardsigmoid Softsign LeakyReLU Threshold Hardswish ELU CELU SELU SiLU GELU Mish Softplus
+LogSigmoid Hardtanh GLU"""
+
+
+def test_no_spelling_is_missing() -> None:
+    """Every function of torch, Tensor, torch.nn.functional and torch.special by these names, in place or not."""
+    assert {op.site for op in OPS if op.site} == NAMES.keys()
+    for tag, names in NAMES.items():
+        for name in (f"{n}{end}" for n in names.split() for end in ("", "_")):
+            for place in (torch, T, F, torch.special):
+                call = getattr(place, name, None)
+                assert call is None or BY_CALL[call].site == tag, f"{place.__name__}.{name}"
+    assert {getattr(nn, name) for name in ROUTED_LAYERS.split()} == {m for op in OPS for m in op.modules}
 
 
 def test_rows_are_complete() -> None:

@@ -15,7 +15,7 @@ import torch
 from functions import CHIP, CHIPS, EVERYWHERE, OWN, Variant, every_level, peak_of, scales, site
 
 from benchmarks import function_error
-from linger.numerics import grid_of, saturate, shift_round
+from linger.numerics import grid_of, levels, saturate, shift_round
 from linger.onnx.builder import DTYPES, Builder
 from linger.ops import BY_NAME, Operand
 from linger.ops._pwl import evaluate
@@ -137,6 +137,19 @@ def test_16_bits(v: Variant, chip: str) -> None:
 
 
 # --- all other functions against high precision
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tag", ["iqsilu", "iqgelu", "iqmish", "iqlogsigmoid"])
+def test_ties_of_what_a_function_approaches(tag: str, bits: int) -> None:
+    """silu(37.5) is a little less than 37.5, so at the scale 1 it is 37, whatever double precision holds of the rest."""
+    function = site(tag).meant({})[0]
+    x = every_level(1, bits)
+    half = (x.abs() > 12) & (x % 1 == 0.5) & ((x < 0) if tag == "iqlogsigmoid" else (x > 0))
+    expected = (x[half] - 0.5).numpy()
+    assert np.array_equal(site(tag, peak=levels(bits))(x)[half].numpy(), expected)
+    ours = integer_table(function, 2.0, 1.0, bits, bits, "venus", {})
+    assert np.array_equal(ours[half.numpy()], expected)
 
 
 def levels_of(exponents: range, bits: int = 8) -> np.ndarray:
