@@ -43,6 +43,7 @@ NAMES = LISTED.split()
 AHEAD = "ahead_conv_relu=True, ahead_bn_relu=True, ahead_linear_relu=True, ahead_conv_sigmoid=True, ahead_linear_sigmoid=True"
 SIGNATURES = {
     "trace_layers": f"root_model, target_model, *args, fuse_bn=True, {AHEAD}",
+    "channel_shuffle": "x, groups",
     "disable_normalize": "module",
     "normalize_module": "module, type_modules=DefaultNormalizeIntXModule, normalize_weight_value=8, "
     "normalize_bias_value=8, normalize_output_value=None",

@@ -195,7 +195,7 @@ def row_axis(rank: int, dim: int | None) -> int:
 
 def negation(x: Operand) -> Lowered:
     """sat(-x) as a product with -1."""
-    value, scale = constant_operand(-1.0)
+    value, scale = constant_operand(-1.0, 8)
     attrs = {"scale_x": x.scale, "scale_y": scale, "scale_o": x.scale, "data_bits": 8, "o_bits": x.bits}
     form = "" if x.bits == 8 else f"_o{x.bits}"
     return Lowered(op_type="iqMul", inputs=(0, "value"), attrs=attrs, params={"value": value}, bits=x.bits, form=form)
