@@ -293,6 +293,6 @@ def nodes_only(function: Function) -> Op:
     return Op(name=function.op_type, run=runner(function), body=table_body(function), real=real_text(function.real))
 
 
-def table_case(name: str, make: Callable[[], Callable[..., Any]]) -> Case:
+def table_case(name: str, make: Callable[[], Callable[..., Any]], divisor: bool = False) -> Case:
     """A case of a function whose table is equation (1) on every chip; its widths differ in nothing but the table."""
-    return Case(name=name, make=make, shapes=((2, 60),), bits=(8,))
+    return Case(name=name, make=make, shapes=((2, 60),), bits=(8,), divisor=divisor)
