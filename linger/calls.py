@@ -82,7 +82,7 @@ def first_positional(func: Call, args: Any, kwargs: Mapping[str, Any] | None) ->
 
 
 def straight(func: Call, args: Any, kwargs: Mapping[str, Any]) -> tuple[Call, Any]:
-    """``2 - x`` and ``2 / x`` as torch.sub and torch.div of swapped operands.
+    """``2 - x`` and ``2 / x`` as torch.sub and torch.div of swapped operands, ``x ** 2`` as x.pow(2).
 
     By identity: under torch.compile, the methods that are written in Python are found in no table.
     """
@@ -91,6 +91,10 @@ def straight(func: Call, args: Any, kwargs: Mapping[str, Any]) -> tuple[Call, An
     if func is T.__rsub__ or func is torch.rsub:
         other = args[1] if len(args) > 1 else kwargs["other"]
         return torch.sub, (other, args[0], *args[2:])
+    if func is T.__pow__:
+        return T.pow, args
+    if func is T.__ipow__:
+        return T.pow_, args
     return func, args
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -51,6 +52,8 @@ from linger.trace import Tape, running_tape, tensors_of
 _INSIDE: ContextVar[bool] = ContextVar(
     "_INSIDE", default=False
 )  # a converted net's forward runs: what it holds is no root
+# Layers whose function PyTorch's compiler shows to no mode; in a forward of the user's own, it stays in float there.
+UNSEEN = {nn.Hardswish: F.hardswish, nn.Hardsigmoid: F.hardsigmoid}
 SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
@@ -119,7 +122,7 @@ class Route(TorchFunctionMode):
         if op is not None and op.site not in self.off and (gridded or layer or _any_grid(args) or _any_grid(kwargs)):
             normal = self.normal(called, op.site, operands, dict(kwargs))
             if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
-                return self.site(func, op.site, *normal)
+                return self.site(called, op.site, *normal)
         if seen:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
@@ -281,6 +284,9 @@ def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
         mode = Route(module)
         with mode:
             return own(mode.send, module, *args, **kwargs)
+    unseen = UNSEEN.get(type(module))
+    if unseen is not None:
+        return Route(module).__torch_function__(unseen, (), args, kwargs | {"inplace": module.inplace})
     if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
         with Route(module):
             return type(module).forward(module, *args, **kwargs)

@@ -110,7 +110,7 @@ def choose_shifts(net: nn.Module) -> tuple[int, tuple[float, ...]]:
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     module.running_mean.zero_()
                 lsb = float(module.derived()["scale_w"]) / STEP
-                if module.bias is not None:
+                if getattr(module, "bias", None) is not None:
                     module.bias.copy_((module.bias * lsb / 2**6).round() * 2**6 / lsb)
                 scale = lsb / 2**6
             module.running("o").fill_(levels(8) / scale)

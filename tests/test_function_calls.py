@@ -1,4 +1,4 @@
-"""Functions as users write them: every spelling, layers, gradients, ranges, islands, exporters, compilers, bad input."""
+"""Functions as users write them: every spelling, layers, gradients, ranges, and definitions over all inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import linger
 from linger.numerics import Grid, grid_of, levels, set_grid
-from linger.ops import activations, clamp, elementary, glu, sign
+from linger.ops import BY_CALL, activations, clamp, elementary, glu, sign
 from linger.ops._unary import WIDEST_TABLE, integer_table
 
 T: Any = Tensor
@@ -24,7 +24,7 @@ variants = pytest.mark.parametrize("v", ALL, ids=lambda v: v.name)
 FILES = (activations, elementary, clamp, sign, glu)
 OPS = [op for file in FILES for op in file.OPS]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {"iqthreshold": (0.1, 0.2), "iqpow": (2,), "iqclamp": (-0.5,)}
-SPELLINGS = [(op.site, call) for op in OPS for call in op.calls]
+SPELLINGS = [*((op.site, call) for op in OPS for call in op.calls), ("iqpow", T.__pow__), ("iqpow", T.__ipow__)]
 LAYERS: dict[type[nn.Module], tuple[Any, ...]] = {nn.Threshold: (0.1, 0.2)}
 
 
@@ -279,41 +279,31 @@ def test_normalized_prelu() -> None:
     assert net[0].normalize_weight == 0.5
 
 
-# --- all of them in one net
+NAMES = {  # site: what PyTorch calls the function
+    "iqsigmoid": "sigmoid expit", "iqtanh": "tanh", "iqhardsigmoid": "hardsigmoid", "iqsoftsign": "softsign",
+    "iqleakyrelu": "leaky_relu", "iqthreshold": "threshold", "iqhardswish": "hardswish", "iqelu": "elu", "iqcelu": "celu",
+    "iqselu": "selu", "iqsilu": "silu", "iqgelu": "gelu", "iqmish": "mish", "iqsoftplus": "softplus",
+    "iqlogsigmoid": "logsigmoid", "iqexp": "exp", "iqlog": "log", "iqlog2": "log2", "iqerf": "erf", "iqsin": "sin",
+    "iqcos": "cos", "iqsquare": "square", "iqsqrt": "sqrt", "iqrsqrt": "rsqrt", "iqreciprocal": "reciprocal", "iqpow": "pow",
+    "iqrelu6": "relu6", "iqhardtanh": "hardtanh", "iqclamp": "clamp clip clamp_min clamp_max", "iqabs": "abs absolute",
+    "iqneg": "neg negative", "iqsign": "sign", "iqglu": "glu",
+}  # fmt: skip
+ROUTED_LAYERS = """Sigmoid Tanh Hardsigmoid Softsign LeakyReLU Threshold Hardswish ELU CELU SELU SiLU GELU Mish Softplus
+LogSigmoid Hardtanh GLU"""
 
 
-class Everything(nn.Module):
-    """Every function with its numbers, the exact ops, GLU and PReLU, on one gridded tensor."""
-
-    def __init__(self, fixed: bool = True) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 6)
-        self.prelu = nn.PReLU(6)
-        self.island = Island() if not fixed else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        y = self.fc(x)
-        if self.island is not None:
-            return self.island(y)
-        return (*functions(y), self.prelu(y))
+def test_no_spelling_is_missing() -> None:
+    """Every function of torch, Tensor, torch.nn.functional and torch.special by these names, in place or not."""
+    assert {op.site for op in OPS if op.site} == NAMES.keys()
+    for tag, names in NAMES.items():
+        for name in (f"{n}{end}" for n in names.split() for end in ("", "_")):
+            for place in (torch, T, F, torch.special):
+                call = getattr(place, name, None)
+                assert call is None or BY_CALL[call].site == tag, f"{place.__name__}.{name}"
+    assert {getattr(nn, name) for name in ROUTED_LAYERS.split()} == {m for op in OPS for m in op.modules}
 
 
-class Island(nn.Module):
-    def forward(self, y: Tensor) -> tuple[Tensor, ...]:
-        return functions(y)
-
-
-def functions(y: Tensor) -> tuple[Tensor, ...]:
-    return (
-        *(v.torch(y) for v in ALL if v.tag not in ("iqlog", "iqlog2", "iqsqrt", "iqrsqrt")),
-        torch.log(y.abs() + 1), torch.log2(y.abs() + 1), torch.sqrt(y.abs()), (y.square() + 0.5).rsqrt(), y**-1,
-        -y, torch.sign(y), F.glu(y), F.glu(y, dim=-1), y.clamp(-0.3, 0.6), y.clamp_min(0.1), torch.clip(y, max=0.2),
-        F.hardtanh(y, -0.4, 0.5), F.relu6(y),
-    )  # fmt: skip
-
-
-def trained(chip: str = "venus") -> Everything:
-    net: Everything = linger.init(Everything(), target=chip)
-    for _ in range(2):
-        net(torch.randn(9, 6))
-    return net.eval()
+def test_rows_are_complete() -> None:
+    """Every function has a variant in these tests."""
+    tables = {f.op_type for op in OPS for f in getattr(op.integer, "functions", {}).values()}
+    assert {v.function.op_type for v in ALL} == tables

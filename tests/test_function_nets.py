@@ -1,4 +1,4 @@
-"""Functions as users write them, continued: islands, exporters, compilers, bad input."""
+"""Every function of one tensor in one net: opsets, chips, dialects, exporters, compilers, checkpoints, bad input."""
 
 from __future__ import annotations
 
@@ -8,19 +8,52 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from functions import CHIPS
-from test_function_calls import ALL, OPS, Call, Everything, trained
+from functions import CHIP, CHIPS, OWN
+from test_function_calls import Call
 from test_interop import described, plain_export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
-from linger.calls import plain_name
 from linger.numerics import grid_of
-from linger.ops import ROWS
+from linger.verify import session
+
+ALL = (*CHIP, *OWN)
+
+
+class Everything(nn.Module):
+    """Every function with its numbers, the exact ops, GLU and PReLU, on one gridded tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.prelu = nn.PReLU(6)
+        self.hardswish, self.hardsigmoid = nn.Hardswish(), nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.fc(x)
+        return (*functions(y), self.prelu(y), self.hardswish(y), self.hardsigmoid(y))
+
+
+CALLED_OTHERWISE = ("iqlog", "iqlog2", "iqsqrt", "iqrsqrt", "iqhardswish", "iqhardsigmoid")
+
+
+def functions(y: Tensor) -> tuple[Tensor, ...]:
+    return (
+        *(v.torch(y) for v in ALL if v.tag not in CALLED_OTHERWISE),
+        torch.log(y.abs() + 1), torch.log2(y.abs() + 1), torch.sqrt(y.abs()), (y.square() + 0.5).rsqrt(), y**-1,
+        -y, torch.sign(y), F.glu(y), F.glu(y, dim=-1), y.clamp(-0.3, 0.6), y.clamp_min(0.1), torch.clip(y, max=0.2),
+        F.hardtanh(y, -0.4, 0.5), F.relu6(y),
+    )  # fmt: skip
+
+
+def trained(chip: str = "venus") -> Everything:
+    net: Everything = linger.init(Everything(), target=chip)
+    for _ in range(2):
+        net(torch.randn(9, 6))
+    return net.eval()
 
 
 @pytest.mark.parametrize("opset", [12, 13, 15, 18, 21, 24])
@@ -47,35 +80,19 @@ def test_plain_torch_export(tmp_path: Path) -> None:
         net(x)
     theirs = plain_export(net, (x,), tmp_path / "theirs.onnx")
     ours = linger.onnx.export(net, (x,), tmp_path / "ours.onnx", dynamic_axes={"x": {0: "batch"}})
-    assert described(theirs) == described(ours)
+    assert set(map(repr, described(theirs))) == set(map(repr, described(ours)))  # PyTorch writes equal nodes once
     loaded = linger.runtime.load(tmp_path / "theirs.onnx")
     with torch.no_grad():
         assert all(np.array_equal(a, b) for a, b in zip(loaded(x), net(x), strict=True))
-
-
-@pytest.mark.parametrize("opset", [12, 17, 24])
-def test_float_islands_export(opset: int, tmp_path: Path) -> None:
-    """With their sites switched off, all of them work and export as standard ops."""
-    net = Everything(fixed=False)
-    linger.disable_quant(net.island)
-    linger.init(net)
-    net(torch.randn(9, 6))
-    x = torch.randn(4, 6)
-    with pytest.warns(linger.LingerWarning, match="in float.*gelu.*glu"):
-        model = linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx", opset_version=opset)
-    session = linger.verify.__globals__["session"](model, "all")
-    with torch.no_grad():
-        for found, expected in zip(session.run(None, {"x": x.numpy()}), net(x), strict=True):
-            assert np.allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)  # two float libraries
 
 
 def test_qdq(tmp_path: Path) -> None:
     """The same functions on floats between the same grids: within a step of the integers, ties aside."""
     net, x = trained("venusa"), torch.randn(64, 6)
     model = linger.onnx.export(net, (x,), tmp_path / "net.onnx", dialect="qdq", opset_version=21)
-    session = linger.verify.__globals__["session"](model, "all")
+    results = session(model, "all").run(None, {"x": x.numpy()})
     with torch.no_grad():
-        for found, expected in zip(session.run(None, {"x": x.numpy()}), net(x), strict=True):
+        for found, expected in zip(results, net(x), strict=True):
             step = 1 / float(grid_of(expected).scale)  # type: ignore[union-attr]
             assert np.abs(found - expected.numpy()).max() <= 2 * step
 
@@ -146,7 +163,7 @@ def test_unknown_forms_are_islands() -> None:
         with pytest.warns(linger.LingerWarning, match="in float"):
             model = linger.onnx.export(net.eval(), (x,))
         with torch.no_grad():
-            found = linger.verify.__globals__["session"](model, "all").run(None, {"x": x.numpy()})[0]
+            found = session(model, "all").run(None, {"x": x.numpy()})[0]
             assert np.allclose(found, net(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -173,17 +190,3 @@ def test_bad_prelu() -> None:
     net = linger.init(nn.Sequential(nn.PReLU(4)))
     with pytest.raises(linger.LingerError, match="0: found an input of 3 channels, allowed are 4; give as many"):
         net(torch.randn(2, 3, 5))
-
-
-def test_rows_are_complete() -> None:
-    """Every function has a variant in these tests, and every row that can be a float island has a float form."""
-    tested = {v.function.op_type for v in ALL}
-    tables = {
-        f.op_type
-        for op in ROWS
-        if op in OPS and hasattr(op.integer, "functions")
-        for f in op.integer.functions.values()
-    }  # type: ignore[union-attr]
-    assert tested == tables
-    assert all(any(plain_name(call) in linger.onnx.float_ops.FLOAT_OPS for call in op.calls) for op in OPS if op.site)
-    assert onnx.defs.onnx_opset_version() >= 24

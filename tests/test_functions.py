@@ -1,4 +1,4 @@
-"""Tables of functions: the chips' own against the engine's, all others against 100-digit arithmetic, and their gradients."""
+"""Tables of functions: the chips' own against the engine's, all others against 150-digit arithmetic, and their gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 import torch
 from functions import CHIP, CHIPS, EVERYWHERE, OWN, Variant, every_level, peak_of, scales, site
 
-from linger.numerics import grid_of, saturate, shift_round
+from benchmarks import function_error
+from linger.numerics import grid_of, levels, saturate, shift_round
 from linger.onnx.builder import DTYPES, Builder
 from linger.ops import BY_NAME, Operand
 from linger.ops._pwl import evaluate
@@ -125,7 +126,7 @@ def in_onnx_runtime(chip: str, lowered: list[Any]) -> list[np.ndarray]:
 @everywhere
 def test_16_bits(v: Variant, chip: str) -> None:
     """All 65,536 inputs in PyTorch and in NumPy."""
-    for n in (0, 7, 12, 15):
+    for n in (0, 7, 14):
         x = every_level(n, 16)
         exact = v.torch(x.double())
         for m in scales(v.function, peak_of(exact.float()), 16)[1:4]:
@@ -136,6 +137,19 @@ def test_16_bits(v: Variant, chip: str) -> None:
 
 
 # --- all other functions against high precision
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tag", ["iqsilu", "iqgelu", "iqmish", "iqlogsigmoid"])
+def test_ties_of_what_a_function_approaches(tag: str, bits: int) -> None:
+    """silu(37.5) is a little less than 37.5, so at the scale 1 it is 37, whatever double precision holds of the rest."""
+    function = site(tag).meant({})[0]
+    x = every_level(1, bits)
+    half = (x.abs() > 12) & (x % 1 == 0.5) & ((x < 0) if tag == "iqlogsigmoid" else (x > 0))
+    expected = (x[half] - 0.5).numpy()
+    assert np.array_equal(site(tag, peak=levels(bits))(x)[half].numpy(), expected)
+    ours = integer_table(function, 2.0, 1.0, bits, bits, "venus", {})
+    assert np.array_equal(ours[half.numpy()], expected)
 
 
 def levels_of(exponents: range, bits: int = 8) -> np.ndarray:
@@ -157,6 +171,8 @@ def test_error_of_both_texts(v: Variant) -> None:
         for found in rests:
             if mp.isinf(rest) or not rest:
                 assert found[i] == float(rest)
+            elif not 1e-300 < abs(rest) < 1e300:
+                assert abs(found[i]) in (0.0, np.inf) or 0.5 < abs(mp.mpf(float(found[i])) / rest) < 2
             else:
                 assert abs(mp.mpf(float(found[i])) / rest - 1) < LIBRARY
 
@@ -171,7 +187,7 @@ def parts(v: Variant, x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]
     return lines, [v.function.rest(t, **v.said).double().numpy(), np.broadcast_to(rest, x.shape)]
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 @own_variants
 def test_no_entry_depends_on_the_mathematical_library(v: Variant, bits: int) -> None:
     """At 2^0 .. 2^15, to every output scale: no entry lies so near a rounding tie that a library's error could move it.
@@ -204,3 +220,11 @@ def output_exponents(v: Variant, f: np.ndarray, bits: int) -> range:
         return range(bits - v.function.fixed, bits - v.function.fixed + 1)
     size = np.abs(f[f != 0])
     return range(max(-60, -int(np.frexp(size.max())[1]) - 1), min(60, bits + 1 - int(np.frexp(size.min())[1])) + 1)
+
+
+def test_the_documented_errors_are_those_of_the_script() -> None:
+    """And half an LSB is the most that a correctly rounded function loses, but for a 1 that saturates."""
+    page = (Path(__file__).parents[1] / "docs" / "functions.md").read_text("utf-8")
+    assert page.endswith(function_error.table())
+    rounded = {v.function.op_type for v in OWN if not v.function.fixed}
+    assert all(r.max_lsb <= 0.5 for r in function_error.rows() if r.function in rounded)

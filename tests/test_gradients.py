@@ -25,7 +25,9 @@ from linger.ops._normalize import Normalized
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 NEAR = 2.0**-19
 PULL = float(torch.tensor(0.01))
-ROUNDED = ("div", "mean", "avg", "adaptive", "bn")  # float derivatives with a division or a root
+ROUNDED = (  # float derivatives with a division, a root, or a number that is no float32
+    "div", "mean", "avg", "adaptive", "bn", "elu", "celu", "glu", "log", "sqrt", "rsqrt", "reciprocal", "pow",
+)  # fmt: skip
 # Numbers in a call become 8-bit integers; where that changes them, the reference has what they become.
 REFERENCES: dict[str, Callable[..., Tensor]] = {"mul-scalar": lambda x: x * (77 / 256)}
 SUMS = {"add": 1, "add-broadcast": 1, "sub": -1}
@@ -92,7 +94,7 @@ def float_layer(layer: Any, step: float) -> nn.Module:
     bound = math.inf if layer.normalize_weight is None else layer.normalize_weight
     weight = layer.weight.detach().clamp(-bound, bound)
     new.weight = nn.Parameter(on_grid(weight, weight_scale(weight)))
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         bound = math.inf if layer.normalize_bias is None else layer.normalize_bias
         new.bias = nn.Parameter(on_grid(layer.bias.clamp(-bound, bound), weight_scale(weight) / step, 32))
     return new

@@ -51,7 +51,20 @@ ON = [(case, target) for case in CASES for target in case.targets]
 ON_IDS = [case.name if target == "venus" else f"{case.name}-{target}" for case, target in ON]
 FACTORS = (2.0**-6, 2.0**-1, 1.0, 2.0**3, 2.0**7)  # from saturation of nearly everything to a far shift
 ELEMENTS = 1_000_000  # of every op, each compared in five runners
-ROUNDING_FREE = {"Clip"}
+# Ops whose roundings ``Ties`` watches; the others round nothing, or by tables and steps with tests of their own.
+WATCHED = {
+    "quant",
+    "conv",
+    "conv_transpose",
+    "convbn",
+    "linear",
+    "batchnorm",
+    "elementwise",
+    "divide",
+    "reduce",
+    "cat",
+    "pool",
+}
 EXTRA = {pool.__name__: (Case(name="avg-pool1d-4", make=lambda: nn.AvgPool1d(4, stride=1), shapes=((2, 3, 64),)),)}
 
 
@@ -184,6 +197,7 @@ def test_a_million_elements(module: Any, tmp_path: Path, monkeypatch: pytest.Mon
     """At least 10^6 elements of every op are equal everywhere, a tenth or more of them from ties that did not saturate."""
     ties = Ties(monkeypatch)
     own = {op.name for op in module.OPS}
+    watched = own if module.__name__.rpartition(".")[2] in WATCHED else set()
     for op, group in grouped(module.CASES + EXTRA.get(module.__name__, ()), tmp_path).items():
         done = ties.count = seed = 0
         while done < (ELEMENTS if op in own else 1):
@@ -195,7 +209,7 @@ def test_a_million_elements(module: Any, tmp_path: Path, monkeypatch: pytest.Mon
                 assert report.equal, f"{case.name}, batch {batch}: {report}"
                 done += report.elements
                 ties.count += half_steps(x) if op == "Quant" else 0
-        assert ties.count >= done / 10 or op not in own - ROUNDING_FREE, f"{op}: {ties.count} ties in {done}"
+        assert ties.count >= done / 10 or op not in watched, f"{op}: {ties.count} ties in {done}"
 
 
 def half_steps(x: tuple[Tensor, ...]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import numpy_helper, parser
 
 from linger.errors import LingerError
 from linger.onnx.sizes import Dyn, is_dynamic, same
@@ -116,23 +116,6 @@ class Builder:
 
     def one(self, *args: Any, **kwargs: Any) -> ir.Value:
         return self.add(*args, **kwargs)[0]
-
-    def inline(self, name: str, text: str, x: ir.Value, numbers: Mapping[str, float], sizes: Iterable[int]) -> ir.Value:
-        """ONNX statements from ``X`` to ``Y``, both float, as nodes; ``@name`` stands for one of the numbers."""
-        parsed = parser.parse_function(f'<domain: "x", opset_import: ["" : {self.opset}]>\nf (X) => (Y) {{\n{text}\n}}')
-        made = {"X": x}
-        for node in parsed.node:
-            said = {a.name: a.ref_attr_name for a in node.attribute if a.ref_attr_name}
-            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name not in said}
-            attrs = {k: numpy_helper.to_array(v) if isinstance(v, TensorProto) else v for k, v in attrs.items()}
-            attrs |= {k: numbers[number] for k, number in said.items()}
-            result, last = node.output[0], node.output[0] == "Y"
-            dtype = ir.DataType.BOOL if node.op_type in ("Greater", "Less") else ir.DataType.FLOAT
-            inputs = [made[i] for i in node.input]
-            made[result] = self.one(
-                name if last else f"{name}.{result}", node.op_type, inputs, attrs, dtype, sizes if last else None
-            )
-        return made["Y"]
 
     # --- sizes
 

@@ -11,13 +11,8 @@ from linger.targets._pwl import Pwl
 
 
 def argument(q: np.ndarray, scale_x: float, table: Pwl) -> np.ndarray:
-    """Integers of at most 16 bits at ``scale_x`` as the function's argument, saturated to its width: int64."""
-    return saturate(shifted(q, exponent(scale_x) - table.x_fraction), table.width).astype(np.int64)
-
-
-def shifted(v: np.ndarray, n: int) -> np.ndarray:
-    """``shift_round`` of at most 32 bits whose result is saturated to as many, for an ``n`` of any size."""
-    return shift_round(v, min(max(n, -31), 62))
+    """Integers at ``scale_x`` as the function's argument, saturated to its width: int64."""
+    return saturate(shift_round(q, exponent(scale_x) - table.x_fraction), table.width).astype(np.int64)
 
 
 def evaluate(z: np.ndarray, table: Pwl) -> np.ndarray:

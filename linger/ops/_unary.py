@@ -27,11 +27,11 @@ from torch import Tensor
 
 from linger import observe
 from linger.errors import LingerError
-from linger.numerics import Grid, exponent, grid_of, levels, saturate, set_grid
+from linger.numerics import Grid, exponent, grid_of, levels, saturate, set_grid, shift_round
 from linger.ops._base import ONNX_INT, Op, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
-from linger.ops._pwl import argument, evaluate, shifted, torch_values
+from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
 from linger.targets import TARGETS, Pwl
 
@@ -229,7 +229,7 @@ def integer_table(
     table = TARGETS[platform.lower()].functions.get(function.op_type)
     if table is not None:
         y = evaluate(argument(k, scale_x, table), table)
-        return saturate(shifted(y, table.y_fraction - exponent(scale_o)), o_bits)
+        return saturate(shift_round(y, table.y_fraction - exponent(scale_o)), o_bits)
     with np.errstate(all="ignore"):
         line, rest = function.numpy(k / scale_x, **said)
         fraction, whole = np.modf(line * scale_o + 0.5)
@@ -293,6 +293,6 @@ def nodes_only(function: Function) -> Op:
     return Op(name=function.op_type, run=runner(function), body=table_body(function), real=real_text(function.real))
 
 
-def table_case(name: str, make: Callable[[], Callable[..., Any]]) -> Case:
+def table_case(name: str, make: Callable[[], Callable[..., Any]], divisor: bool = False) -> Case:
     """A case of a function whose table is equation (1) on every chip; its widths differ in nothing but the table."""
-    return Case(name=name, make=make, shapes=((2, 60),), bits=(8,))
+    return Case(name=name, make=make, shapes=((2, 60),), bits=(8,), divisor=divisor)

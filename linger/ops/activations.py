@@ -185,6 +185,13 @@ def _tail_numpy(v: np.ndarray, gate: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.maximum(v, 0), -np.abs(v) * np.maximum(gate, TINY)
 
 
+def _silu_numpy(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Near 0, v / 2 + v / 2 (1 - e^-v) / (1 + e^-v): at small negative v it is within 1e-15 of ties."""
+    line, rest = _tail_numpy(v, _sigmoid(-np.abs(v)))
+    near = np.abs(v) < 1
+    return np.where(near, 0.5 * v, line), np.where(near, -0.5 * v * np.expm1(-v) * _sigmoid(v), rest)
+
+
 def _gelu_inner(v: Any) -> Any:
     return GELU_INNER * (v + GELU_CUBE * v * v * v)
 
@@ -224,10 +231,10 @@ def _softplus_numpy(v: np.ndarray, beta: float, threshold: float) -> tuple[np.nd
 
 SILU = Function(
     op_type="iqSilu", real="gate = Sigmoid (X)\nY = Mul (X, gate)",
-    line=torch.relu,
-    rest=lambda v: _tail(v, torch.sigmoid(-v.abs())),
+    line=lambda v: torch.where(v.abs() < 1, v / 2, v.relu()),
+    rest=lambda v: torch.where(v.abs() < 1, v / 2 * torch.tanh(v / 2), _tail(v, torch.sigmoid(-v.abs()))),
     slope=lambda v: torch.sigmoid(v) * (1 + v * torch.sigmoid(-v)),
-    numpy=lambda v: _tail_numpy(v, _sigmoid(-np.abs(v))),
+    numpy=_silu_numpy,
 )  # fmt: skip
 GELU = Function(
     op_type="iqGelu",

@@ -181,17 +181,17 @@ class PowSite(UnarySite):
 
 CASES = (
     table_case("exp", lambda: torch.exp),
-    table_case("log", lambda: torch.log),
-    table_case("log2", lambda: lambda x: x.log2()),
+    table_case("log", lambda: lambda x: torch.log(x.clamp_min(0.5))),
+    table_case("log2", lambda: lambda x: x.clamp_min(0.5).log2()),
     table_case("erf", lambda: torch.erf),
     table_case("sin", lambda: torch.sin),
     table_case("cos", lambda: torch.cos),
     table_case("square", lambda: torch.square),
     table_case("cube", lambda: lambda x: x**3),
-    table_case("sqrt", lambda: torch.sqrt),
-    table_case("rsqrt", lambda: torch.rsqrt),
-    table_case("reciprocal", lambda: torch.reciprocal),
-    table_case("pow", lambda: lambda x: torch.pow(x, exponent=-1)),
+    table_case("sqrt", lambda: lambda x: torch.sqrt(x.clamp_min(0.25))),
+    table_case("rsqrt", lambda: lambda x: torch.rsqrt(x.clamp_min(0.25))),
+    table_case("reciprocal", lambda: torch.reciprocal, divisor=True),
+    table_case("pow", lambda: lambda x: torch.pow(x, exponent=-1), divisor=True),
 )
 
 OPS = (
@@ -205,6 +205,6 @@ OPS = (
     unary(SqrtSite, (torch.sqrt, Tensor.sqrt, torch.sqrt_, Tensor.sqrt_)),
     unary(RsqrtSite, (torch.rsqrt, Tensor.rsqrt, torch.rsqrt_, Tensor.rsqrt_)),
     unary(ReciprocalSite, (torch.reciprocal, Tensor.reciprocal, torch.reciprocal_, Tensor.reciprocal_)),
-    unary(PowSite, (torch.pow, Tensor.pow, Tensor.__pow__, Tensor.pow_, Tensor.__ipow__), tag="iqpow"),
+    unary(PowSite, (torch.pow, Tensor.pow, Tensor.pow_), tag="iqpow"),
     nodes_only(CUBE),
 )  # fmt: skip

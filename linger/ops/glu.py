@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import Grid, exponent, grid_of, saturate, set_grid, straight_through
+from linger.numerics import Grid, exponent, grid_of, saturate, set_grid, shift_round, straight_through
 from linger.ops._base import Op, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
-from linger.ops._pwl import argument, evaluate, shifted, torch_values
+from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
 from linger.ops._unary import WIDEST_TABLE, gather_text, positions
 from linger.targets import TARGETS, Pwl
@@ -84,13 +84,13 @@ def run(
     a, b = np.split(x.astype(np.int64), 2, axis=dim)
     product = a * gate(b, scale_x, platform)
     shift = FRACTION + exponent(scale_x) - exponent(scale_o)
-    return saturate(shifted(product, shift), o_bits or 8 * x.dtype.itemsize)
+    return saturate(shift_round(product, shift), o_bits or 8 * x.dtype.itemsize)
 
 
 def gate(b: np.ndarray, scale_x: float, platform: str) -> np.ndarray:
     """Equation (1) on integers of any shape."""
     table = _sigmoid_of(platform)
-    return shifted(evaluate(argument(b, scale_x, table), table), table.y_fraction - FRACTION)
+    return shift_round(evaluate(argument(b, scale_x, table), table), table.y_fraction - FRACTION)
 
 
 def body(form: str, opset: int) -> tuple[str, str]:

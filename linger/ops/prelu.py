@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import bound_parameter, exponent, fake_quant, levels, quantize, reach, saturate, scale_from_weight
+from linger.numerics import (
+    bound_parameter,
+    exponent,
+    fake_quant,
+    levels,
+    quantize,
+    reach,
+    saturate,
+    scale_from_weight,
+    shift_round,
+)
 from linger.ops._base import IntModule, Op, output_bits
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
-from linger.ops._pwl import shifted
 from linger.ops._weighted import result_text, room_for_sum
 
 FINEST = 2.0**15  # s_w at most: finer slopes change no 16-bit result
@@ -92,7 +101,7 @@ def run(
     slope = w.astype(np.int64).reshape((1, -1) + (1,) * (x.ndim - 2)) if len(w) > 1 else w.astype(np.int64)
     q, n = x.astype(np.int64), exponent(scale_w)
     acc = np.where(q < 0, q * slope, q << n)
-    return saturate(shifted(acc, exponent(scale_x) + n - exponent(scale_o)), o_bits)
+    return saturate(shift_round(acc, exponent(scale_x) + n - exponent(scale_o)), o_bits)
 
 
 def _slopes(form: str, source: str) -> str:

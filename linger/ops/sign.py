@@ -117,7 +117,7 @@ OPS = (
     Op(name="iqAbs", run=run_abs, body=_body("Abs"), real=real_text("Y = Abs (X)"), integer=AbsSite, site="iqabs",
        calls=(torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, torch.abs_, Tensor.abs_, Tensor.absolute_)),
     Op(name="iqNeg", run=run_neg, body=_body("Neg"), real=real_text("Y = Neg (X)"), integer=NegSite, site="iqneg",
-       calls=(torch.neg, torch.negative, Tensor.neg, Tensor.negative, torch.neg_, Tensor.neg_, Tensor.negative_)),
+       calls=(torch.neg, torch.negative, Tensor.neg, Tensor.negative, torch.neg_, torch.negative_, Tensor.neg_, Tensor.negative_)),
     Op(name="iqSign", run=run_sign, body=_body("Sign"), real=real_text("Y = Sign (X)"), integer=SignSite, site="iqsign",
        calls=(torch.sign, Tensor.sign, Tensor.sign_)),
 )  # fmt: skip
