@@ -12,7 +12,10 @@ from linger.ops.softmax import saturating_rows
 from linger.targets import TARGETS
 
 LENGTHS = (1, 2, 3, 31, 256, 257, 1000, 2048)
-FINE = {"SoftmaxInt": 2.0**15, "LogSoftmaxInt": 2.0**10}  # output scales at 16 bits, so that the output grid counts little
+FINE = {
+    "SoftmaxInt": 2.0**15,
+    "LogSoftmaxInt": 2.0**10,
+}  # output scales at 16 bits, so that the output grid counts little
 Row = tuple[str, str, int, float, float, float]
 
 
