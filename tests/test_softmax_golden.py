@@ -153,5 +153,4 @@ def test_output_grid_follows_the_largest_probability() -> None:
         assert net(x)[0].grid.scale == scale
     deep = linger.init(Both(16))
     assert deep(torch.zeros(2, 250))[0].grid.scale == 2.0**15
-    single = linger.init(Both())
-    assert single(torch.zeros(3, 1))[1].grid.scale <= 2.0**25
+    assert next(v for k, v in deep.state_dict().items() if k.endswith("_SoftmaxInt_0.scale_o")) == 2.0**15
