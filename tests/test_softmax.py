@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import linger
 from linger.numerics import grid_of, levels
-from linger.ops import IntModule
+from linger.ops import BY_NAME, IntModule
 from linger.targets import TARGETS
 from linger.verify import LEVELS, session
 
@@ -124,6 +124,29 @@ def compare(
         for x, wanted in zip(inputs, expected, strict=True):
             for run in runners:
                 assert all(np.array_equal(f, w) for f, w in zip(run(x.numpy()), wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("chip", "q_x", "row"),
+    [
+        ("arcs", 8, [16384, 16277, 16064, 13716, 15312, 15858, 13885, 13729, 14669, 13644]),
+        ("arcs", 4, [1024, 1000, 801, 779, 765, 920, 1011, 953, 972]),
+        ("venusa", 8, [16384, 16260, 16058, 13962, 13986, 16154]),
+        ("venusa", 4, [1024, 1010, 937, 780, 982, 974, 755, 865, 774, 890, 946, 956]),
+    ],
+)
+def test_maximum_of_2_to_31_minus_1(chip: str, q_x: int, row: list[int]) -> None:
+    """Rows in which the one that the saturation takes from 64.0 changes a probability."""
+    net, x = both(chip, q_x, 16), torch.tensor([row]) / 2.0**q_x
+    with torch.no_grad():
+        wanted = net(x)[0].numpy()
+    run = BY_NAME["SoftmaxInt"].run
+    q = np.array([row], np.int16)
+    found = run(q, scale_x=2.0**q_x, scale_o=2.0**15, platform=TARGETS[chip].platform)
+    assert np.array_equal(found, wanted * 2**15)
+    assert not np.array_equal(found, run(q - 1, scale_x=2.0**q_x, scale_o=2.0**15, platform=TARGETS[chip].platform))
+    proto = linger.onnx.export(net, (x,), None)
+    assert np.array_equal(session(proto, "all").run(None, {"x": x.numpy()})[0], wanted)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
