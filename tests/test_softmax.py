@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from test_golden import CASES as GOLDEN_CASES
-from test_golden import GOLDEN, without_input_quant
+from test_interop import described, plain_export
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
-from linger.numerics import levels
-from linger.ops import BY_NAME, IntModule, _softmax
+from linger.numerics import grid_of, levels
+from linger.ops import BY_NAME, IntModule
 from linger.targets import TARGETS
-from linger.targets import Softmax as Variant
-from linger.targets._softmax import EXP_OF_0, LN_TABLE, LOG2_SLOPES, LOG2_VALUES
 from linger.verify import LEVELS, session
 
 CHIPS = tuple(TARGETS)
@@ -89,80 +84,6 @@ def rows(length: int, bits: int, seed: int = 0) -> np.ndarray:
     return np.stack([*constant, *hot, *spread, near])
 
 
-# --- golden vectors
-
-
-@pytest.mark.parametrize("chip", ["arcs", "venusa"])
-def test_exponential_and_softmax_of_the_engine(chip: str) -> None:
-    tables, variant = np.load(GOLDEN / chip / "tables" / "softmax.npz"), TARGETS[chip].softmax
-    d = tables["exp_in"].astype(np.int64)
-    assert np.array_equal(_softmax.exp(d, variant), tables["exp_out"])
-    assert np.array_equal(_softmax.torch_exp(torch.tensor(d), variant).numpy()[d <= 0], tables["exp_out"][d <= 0])
-    assert int(_softmax.exp(np.zeros(1, np.int64), variant)[0]) == EXP_OF_0
-    for n in (4, 10, 100):
-        z = tables[f"in_{n}"].astype(np.int64)
-        assert np.array_equal(_softmax.probability(z, -1, variant), tables[f"softmax_{n}"])
-
-
-@pytest.mark.parametrize("chip", ["arcs", "venusa"])
-def test_log_softmax_from_the_sum(chip: str) -> None:
-    """Both libraries have the routine; the op of arcs uses the other one."""
-    tables, own = np.load(GOLDEN / chip / "tables" / "softmax.npz"), TARGETS[chip].softmax
-    variant = Variant(exp_rounds=own.exp_rounds, newton=False, log_of_sum=True)
-    for n in (4, 10, 100):
-        found = _softmax.log_probability(tables[f"in_{n}"].astype(np.int64), -1, variant)
-        assert np.array_equal(found, tables[f"log_softmax_{n}"])
-
-
-def test_logarithm_tables() -> None:
-    assert np.array_equal(np.load(GOLDEN / "venusa" / "tables" / "softmax.npz")["ln_table"], LN_TABLE)
-    pairs = np.load(GOLDEN / "arcs" / "tables" / "softmax.npz")["log2_table"].reshape(-1, 2)
-    assert np.array_equal(pairs[:, 0], LOG2_VALUES)
-    assert np.array_equal(pairs[:, 1], LOG2_SLOPES)
-
-
-def test_venus_values() -> None:
-    """What upstream's compiled extension returned for [0, 1, 2]; ln 1 = 254 and the deviation of all 2^15 logarithms."""
-    variant, z = TARGETS["venus"].softmax, np.array([0, 1, 2]) << 25
-    assert _softmax.probability(z, -1, variant).tolist() == [2950, 8019, 21798]
-    assert _softmax.log_probability(z, -1, variant).tolist() == [-80787229, -47232515, -13677911]
-    assert _softmax.ln_probability(np.array([0, 2**15])).tolist() == [-(2**31), 254]
-    p = np.arange(1, 2**15 + 1)
-    deviation = _softmax.ln_probability(p) - 2.0**25 * np.log(p / 2**15)
-    assert (round(deviation.min(), 1), round(deviation.max())) == (-1.2, 255)
-    assert np.array_equal(_softmax.torch_ln_probability(torch.tensor(p)).numpy(), _softmax.ln_probability(p))
-
-
-@pytest.mark.parametrize("case", [c for c in GOLDEN_CASES if "oftmax" in str(c)], ids=str)
-def test_engine_cases_in_pytorch_and_onnx_runtime(case: Path) -> None:
-    """The engine's single-op files: our forward on their input, and our body in ONNX Runtime."""
-    meta = json.loads((GOLDEN / case / "meta.json").read_text())
-    x, wanted = np.load(GOLDEN / case / "in_0.npy"), np.load(GOLDEN / case / "out_0.npy")
-    model = without_input_quant(onnx.load(GOLDEN / case / "model.onnx"))
-    op = BY_NAME[model.graph.node[0].op_type]
-    q_x, q_o = (int(meta[k][0]["scale_exp"]) for k in ("inputs", "outputs"))
-    ranges = {"probability" if op.name == "SoftmaxInt" else "log": 127 / 2.0**q_o}
-    net = both(str(case.parent), q_x, **ranges)
-    real = torch.tensor(x / 2.0**q_x, dtype=torch.float32)
-    index = list(FUNCTIONS).index(op.name)
-    with torch.no_grad():
-        assert np.array_equal(net(real)[index].numpy() * 2**q_o, wanted)
-    proto = linger.onnx.export(net, (real,), None)
-    for level in LEVELS:
-        assert np.array_equal(session(proto, level).run(None, {"x": real.numpy()})[index] * 2**q_o, wanted)
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("q_x", [-9, -6, -1, 0, 1, 7, 25, 27])
-def test_distances_to_the_maximum(q_x: int, bits: int) -> None:
-    """Exact in Q25, also where the row's maximum saturates to 2^31 - 1 and where the grid is finer than Q25."""
-    q = np.concatenate([rows(64, bits), rows(64, bits) // 2, rows(64, 8)])
-    z = _softmax.argument(q, 2.0**q_x)
-    k, scale = _softmax.distances(torch.tensor(q / 2.0**q_x, dtype=torch.float32), torch.tensor(2.0**q_x), -1, bits)
-    d = _softmax.arguments(scale, bits)[k.long()].numpy()
-    assert np.array_equal(d, np.maximum(z - z.max(-1, keepdims=True), -(2**31)))
-
-
 # --- every length and grid: PyTorch == run == ONNX Runtime
 
 
@@ -203,6 +124,29 @@ def compare(
         for x, wanted in zip(inputs, expected, strict=True):
             for run in runners:
                 assert all(np.array_equal(f, w) for f, w in zip(run(x.numpy()), wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("chip", "q_x", "row"),
+    [
+        ("arcs", 8, [16384, 16277, 16064, 13716, 15312, 15858, 13885, 13729, 14669, 13644]),
+        ("arcs", 4, [1024, 1000, 801, 779, 765, 920, 1011, 953, 972]),
+        ("venusa", 8, [16384, 16260, 16058, 13962, 13986, 16154]),
+        ("venusa", 4, [1024, 1010, 937, 780, 982, 974, 755, 865, 774, 890, 946, 956]),
+    ],
+)
+def test_maximum_of_2_to_31_minus_1(chip: str, q_x: int, row: list[int]) -> None:
+    """Rows in which the one that the saturation takes from 64.0 changes a probability."""
+    net, x = both(chip, q_x, 16), torch.tensor([row]) / 2.0**q_x
+    with torch.no_grad():
+        wanted = net(x)[0].numpy()
+    run = BY_NAME["SoftmaxInt"].run
+    q = np.array([row], np.int16)
+    found = run(q, scale_x=2.0**q_x, scale_o=2.0**15, platform=TARGETS[chip].platform)
+    assert np.array_equal(found, wanted * 2**15)
+    assert not np.array_equal(found, run(q - 1, scale_x=2.0**q_x, scale_o=2.0**15, platform=TARGETS[chip].platform))
+    proto = linger.onnx.export(net, (x,), None)
+    assert np.array_equal(session(proto, "all").run(None, {"x": x.numpy()})[0], wanted)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -287,3 +231,157 @@ def test_spellings(name: str) -> None:
     total = y.exp() if "Log" in key else y
     assert (total.sum(dim) - 1).abs().max() < 0.2  # each element is within a level
     assert (total.sum((dim + 1) % 3) - 1).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_softmin_is_softmax_of_the_negative(chip: str, tmp_path: Path) -> None:
+    net, other = converted(nn.Softmin(1), chip), converted(lambda x: torch.softmax(x, 1), chip)
+    for n in (net, other):
+        n(X)
+        grids(n, 4, 8)
+    lowest = X.clone()
+    lowest[:, 2], lowest[:, 3] = -9.0, -7.0  # -9 is -128 at 2^4, whose negative is 127
+    with torch.no_grad():
+        assert torch.equal(net(lowest), other(-lowest))
+    linger.onnx.export(net, (X,), tmp_path / "n.onnx")
+    assert linger.verify(net, tmp_path / "n.onnx", X, quiet=True).equal
+
+
+def test_softmin_through_plain_export(tmp_path: Path) -> None:
+    net = converted(nn.Softmin(1))
+    net(X)
+    with torch.no_grad():
+        net.eval()(X)
+    theirs = plain_export(net, (X,), tmp_path / "n.onnx")
+    ours = linger.onnx.export(net, (X,), None, dynamic_axes={"x": {0: "batch"}})
+    assert described(theirs) == described(ours)
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmin", "log_softmax"])
+def test_other_types_are_float_islands(name: str) -> None:
+    net = converted(lambda x: getattr(F, name)(x, -1, dtype=torch.float64).float())
+    assert grid_of(net(X)) is None
+    with pytest.warns(linger.LingerWarning, match=r"in float: (softmin|softmax|log_softmax)_0"):
+        proto = linger.onnx.export(net.eval(), (X,), None)
+    with torch.no_grad():
+        assert np.allclose(session(proto, "all").run(None, {"x": X.numpy()})[0], net(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("switch", ["SetIQTensorSoftmax", "SetIQTensorLogSoftmax"])
+def test_switched_off(switch: str) -> None:
+    getattr(linger, switch)(False)
+    try:
+        net = linger.init(Both())
+    finally:
+        getattr(linger, switch)(True)
+    soft, log = net(X)
+    off, on = (soft, log) if switch == "SetIQTensorSoftmax" else (log, soft)
+    assert grid_of(off) is None
+    assert grid_of(on) is not None
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "softmin"])
+def test_bad_dimensions(function: str) -> None:
+    net = converted(lambda x: getattr(F, function)(x, 3))
+    with pytest.raises(linger.LingerError, match=r"_0: dim is 3, allowed are -3 to 2 for 3 dimensions"):
+        net(X)
+    net = converted(lambda x: getattr(F, function)(x.sum(), 0))
+    with pytest.raises(linger.LingerError, match=r"found a tensor without dimensions.*reshape\(1\)"):
+        net(X)
+
+
+def test_checkpoint_of_upstream() -> None:
+    """Its keys make the sites of a net that has not run; what they derive from other values is left out."""
+    net = linger.init(Both())
+    wanted = net(X)
+    upstream = dict(net.state_dict())
+    for site in ("SoftmaxInt_0", "LogSoftmaxInt_1"):
+        for key in ("running_x", "scale_x", "scale_local_o"):
+            upstream[f"_linger_round_tensor_{site}.{key}"] = torch.ones(1)
+    fresh = linger.init(Both())
+    fresh.load_state_dict(upstream)
+    assert set(net.state_dict()) <= set(fresh.state_dict()) <= set(upstream)
+    assert not any("local" in k for k in fresh.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(fresh.eval()(X), wanted, strict=True))
+
+
+# --- gradients, training
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradient_is_the_float_functions(chip: str, name: str) -> None:
+    """In float32 at the fake-quantized input, against float64; zero where the output saturates."""
+    net = linger.init(Both(), target=chip)
+    net(torch.randn(4, 9))
+    grids(net, 5, 8, probability=0.3, log=3.0)
+    x = (torch.randint(-90, 90, (4, 9)) / 2.0**5).requires_grad_()
+    weight = torch.randn(4, 9)
+    y = net(x)[list(FUNCTIONS).index(name)]
+    (y * weight).sum().backward()
+    inside = (y * y.grid.scale > -128) & (y * y.grid.scale < 127)
+    assert 0 < int(inside.sum()) < inside.numel()
+    wide = x.detach().double().requires_grad_()
+    (FUNCTIONS[name](wide) * weight.double() * inside).sum().backward()
+    assert torch.allclose(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-6)  # float32 sums of 9 terms
+
+
+def test_losses_stay_in_float() -> None:
+    """A loss outside of the net sees plain numbers; one inside of it is not routed either."""
+
+    class Trained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.loss = nn.Linear(6, 5), nn.CrossEntropyLoss()
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.fc(x)
+            return z, self.loss(z, y)
+
+    net = Trained()
+    linger.disable_quant(net.loss)
+    linger.init(net)
+    x, y = torch.randn(7, 6), torch.arange(7) % 5
+    z, inner = net(x, y)
+    values = z.detach()
+    assert z.grid is not None
+    assert torch.equal(F.cross_entropy(z, y), F.cross_entropy(values, y))
+    assert torch.equal(inner, F.cross_entropy(values, y))
+    outside = F.log_softmax(z, -1)
+    assert torch.equal(outside, F.log_softmax(values, -1))
+    assert not any("oftmax" in k for k in net.state_dict())
+    F.nll_loss(outside, y).backward()
+    assert net.fc.weight.grad.abs().sum() > 0
+
+
+def test_training_through_log_softmax_and_nll() -> None:
+    net = linger.init(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3), nn.LogSoftmax(-1)), target="venus")
+    x = torch.randn(64, 4)
+    y = x[:, :3].argmax(1)
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.append(F.nll_loss(net(x), y))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 3
+    with torch.no_grad():
+        assert (net.eval()(x).argmax(1) == y).float().mean() > 0.9
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*autograd.function.Function.* should not be instantiated"
+)  # by PyTorch's own tracer
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("train", [True, False])
+def test_compiled_is_eager(chip: str, train: bool) -> None:
+    net = linger.init(Both(), target=chip)
+    net(X)
+    net.train(train)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    found = compiled(X)
+    net.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(found, net(X), strict=True))

@@ -122,8 +122,8 @@ def rows(t: Text, form: Form) -> tuple[str, str | None]:
     return t.op("Sub", peak, v), t.cast(t.op("Equal", peak, top))
 
 
-def exponentials(t: Text, form: Form) -> tuple[str, str, str | None]:
-    """e^d of every element in Q23, its level, and its row's saturation."""
+def exponentials(t: Text, form: Form) -> tuple[str, str]:
+    """e^d of every element in Q23, and how many levels it lies below its row's maximum."""
     k, saturated = rows(t, form)
     d = np.maximum(-np.arange(2**form.bits) * form.step, -(2**31))
     tables = [chip_math.exp(v, form.chip) for v in ([d] if saturated is None else [d, np.minimum(d + 1, 0)])]
@@ -132,12 +132,12 @@ def exponentials(t: Text, form: Form) -> tuple[str, str, str | None]:
     if saturated is not None:
         index = t.op("Add", index, t.op("Mul", saturated, size))
     table = t.cast(t.vector("exp", (v for table in tables for v in table[:size]), "int32"))
-    return t.op("Gather", table, index), k, saturated
+    return t.op("Gather", table, index), k
 
 
 def probabilities(t: Text, form: Form) -> str:
     """p in Q15: e * r / 2^k with the chip's reciprocal of the saturated sum."""
-    e, _, _ = exponentials(t, form)
+    e, _ = exponentials(t, form)
     s = t.op("Min", t.op("Max", t.reduce("ReduceSum", e), EXP_OF_0), HIGHEST)  # never 0, in empty rows neither
     if not form.chip.newton:
         r = t.op("Mul", t.op("Div", 2**52, s), 2)
@@ -155,10 +155,8 @@ def probabilities(t: Text, form: Form) -> str:
 
 def log_of_sums(t: Text, form: Form) -> str:
     """d - ln of the sum, in Q15."""
-    e, k, saturated = exponentials(t, form)
-    d = t.op("Mul", k, -form.step)
-    if saturated is not None:
-        d = t.op("Min", t.op("Add", d, saturated), 0)
+    e, k = exponentials(t, form)
+    d = t.op("Mul", k, -form.step)  # a maximum that saturated adds 1, which the shift by 10 rounds away
     d = t.rounded_shift(t.op("Max", d, -(2**31)), 10, negative=True)
     s = t.op("Min", t.rounded_shift(t.reduce("ReduceSum", e), 8), HIGHEST)
     b = t.highest_bit(s, 16, 30)

@@ -130,7 +130,16 @@ class SoftmaxSite(Site):
     def output_scale(self, extreme: Tensor, bits: int) -> Tensor:
         """From the running maximum of each row's result that is farthest from 0."""
         self.observe("o", extreme)
-        return self.scale("o", bits).clamp(max=2.0 ** (self.chosen().log_fraction if self.log else 15))
+        return self.scale("o", bits)
+
+    def scale(self, name: str, bits: int) -> Tensor:
+        """That of the output is never finer than what the chip computes."""
+        scale = super().scale(name, bits)
+        return scale.clamp(max=2.0 ** self.fraction()) if name == "o" else scale
+
+    def fraction(self) -> int:
+        """Fraction bits of the result before it is brought to the output grid."""
+        return self.chosen().log_fraction if self.log else 15
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x = operands[0]
