@@ -48,6 +48,11 @@ class Site(IntModule):
         """One operand on a grid: a number becomes a constant on the finest grid that holds it."""
         if isinstance(x, Tensor):
             if grid_of(x) is None and f"running_{name}" not in self._buffers:
+                if torch.compiler.is_compiling():
+                    raise LingerError(
+                        "an operand lost its grid, for torch.compile does not see the call that made it (iterating over a "
+                        "tensor, .data); use unbind, split or detach"
+                    )
                 if recomputing():
                     raise LingerError(
                         "an operand lost its grid, for gradient checkpointing with use_reentrant=True hands on bare "
