@@ -182,6 +182,18 @@ def test_quant_tensor_before_normalizing() -> None:
     linger.init(net)(batch())
 
 
+@pytest.mark.parametrize("error", [KeyError("k"), TypeError("t"), RuntimeError("r")], ids=repr)
+def test_a_net_changed_after_tracing(error: Exception) -> None:
+    """Its functional calls get their state at the first forward; the conversion is complete all the same."""
+    net = traced(Net())
+    net.relu = Fails(error)
+    net.forward = lambda x: net.relu(x)  # type: ignore[method-assign]
+    linger.init(net)
+    del net.__dict__["forward"]
+    assert type(net.conv) is linger.Conv2dInt
+    assert type(net.fc) is linger.LinearInt
+
+
 @pytest.mark.parametrize("convert", [lambda net: linger.init(traced(net)), linger.init], ids=["traced", "not traced"])
 def test_conversion_in_inference_mode(convert: Callable[[nn.Module], nn.Module]) -> None:
     net = Net()

@@ -125,10 +125,15 @@ LONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("name", LONE)
 def test_a_lone_layer_is_a_net(name: str, tmp_path: Path) -> None:
+    """Its initializers have the names of its state dict, its node that of its type."""
     make, shape = LONE[name]
     net = ready(make(), torch.randn(shape))
-    linger.onnx.export(net, torch.randn(shape), tmp_path / "net.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}})
+    model = linger.onnx.export(
+        net, torch.randn(shape), tmp_path / "net.onnx", input_names=["x"], dynamic_axes={"x": {0: "n"}}
+    )
     assert linger.verify(net, tmp_path / "net.onnx", torch.randn(5, *shape[1:]), quiet=True).equal
+    assert type(net).__name__ in {node.name for node in model.graph.node}
+    assert {"weight", "bias"} & set(net.state_dict()) <= {i.name for i in model.graph.initializer}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -99,6 +99,19 @@ def test_is_near_the_float_call(name: str, bits: int) -> None:
         assert distance(a, b) <= NEAR
 
 
+@pytest.mark.parametrize(("bits", "near"), [(16, 2.0**-12), (32, 2.0**-15)])
+@pytest.mark.parametrize(
+    "function", [lambda x: x + 1, lambda x: 1.5 - x, lambda x: x.sub(3), lambda x: x * 0.5, lambda x: x / 2]
+)
+def test_numbers_cost_no_precision(function: Callable[[Tensor], Tensor], bits: int, near: float) -> None:
+    """A number that a grid holds leaves the result as fine as the tensor beside it."""
+    net = converted(function, bits)
+    x = torch.randn(4, 50)
+    net(x)
+    with torch.no_grad():
+        assert distance(net.eval()(x / 2), function(x / 2)) <= near
+
+
 def distance(found: Tensor, expected: Tensor) -> float:
     """The largest difference in terms of the largest value, as far as the grid reaches."""
     grid = grid_of(found)

@@ -50,6 +50,11 @@ class Site(IntModule):
         if isinstance(x, Tensor):
             grid = grid_of(x)
             if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
+                if torch.compiler.is_compiling():
+                    raise LingerError(
+                        "an operand lost its grid, for torch.compile does not see the call that made it (iterating over a "
+                        "tensor, .data); use unbind, split or detach"
+                    )
                 if recomputing():
                     raise LingerError(
                         "an operand lost its grid, for gradient checkpointing with use_reentrant=True hands on bare "
