@@ -200,7 +200,7 @@ CASES = (
     Case(name="bilinear", make=lambda: nn.Upsample(scale_factor=2, mode="bilinear"), shapes=_IMAGE),
     Case(name="bilinear-4x1", make=_up(scale_factor=(4, 1), mode="bilinear", align_corners=False), shapes=_IMAGE),
     Case(name="bilinear-size", make=_up(size=(8, 2), mode="bilinear"), shapes=((2, 3, 4, 1),)),
-    Case(name="linear-up", make=_up(scale_factor=2, mode="linear"), shapes=((2, 3, 9),)),
+    Case(name="upsample-linear", make=_up(scale_factor=2, mode="linear"), shapes=((2, 3, 9),)),
 )
 
 _NAMES = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
