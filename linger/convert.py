@@ -30,6 +30,8 @@ ALWAYS_QUANTIZED = (
     *(op.normalized for op in BY_FLOAT.values() if op.normalized),
 )  # fmt: skip
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
+# Layers whose function is no call with a fixed-point form, so that a subclass with a forward of its own has none.
+UNCALLED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU, nn.Embedding)
 # Layers that need no twin: they move or drop values, and the grid goes through.
 TRANSPARENT = (
     nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout1d,
@@ -241,8 +243,8 @@ def _reason_to_stay(module: Any, name: str) -> str:
     if type(module).__module__.startswith("torch.nn.utils"):  # a parametrization: it computes a weight
         return ""
     base = next((t for t in BY_FLOAT if isinstance(module, t)), None)
-    if base is not None:  # whose forward calls F.linear or F.conv2d: that call has a fixed-point form
-        return "" if base in LAYERS else f", a subclass of {base.__name__}"
+    if base is not None:
+        return f", a subclass of {base.__name__}" if base in UNCALLED else ""
     return " has no fixed-point form" if is_leaf(module) and not list(module.children()) else ""
 
 

@@ -10,15 +10,27 @@ from typing import Any
 class LingerError(RuntimeError):
     """What was asked, where, what was found, what is allowed, and the way out: one sentence, in the user's names.
 
+    ``LingerError(fact, layer="")``; no ``__init__`` of its own, for PyTorch's compiler has to be able to trace a raise.
+
     Attributes:
-        layer: dotted name of the layer, "" while it is not known.
         module: the layer itself, kept only until a container that knows its name has seen the error.
     """
 
-    def __init__(self, fact: str, layer: str = "") -> None:
-        super().__init__(fact)
-        self.fact, self.layer = fact, layer
-        self.module: Any = None
+    module: Any = None
+
+    @property
+    def fact(self) -> str:
+        """The sentence without the layer."""
+        return str(self.args[0])
+
+    @property
+    def layer(self) -> str:
+        """Dotted name of the layer, "" while it is not known."""
+        return self.args[1] if len(self.args) > 1 else ""
+
+    @layer.setter
+    def layer(self, name: str) -> None:
+        self.args = (self.args[0], name)
 
     def __str__(self) -> str:
         return f"{self.layer}: {self.fact}" if self.layer else self.fact

@@ -71,7 +71,7 @@ ISLANDS: dict[str, list[Spelling]] = {
         assigned((..., slice(2, 4), slice(None, -1)), lambda x: x[..., :2, 1:]), assigned((slice(None), 1, 2), lambda x: x[:, 0, 0]), assigned(slice(None), lambda x: x + 1),
         assigned((slice(None), slice(None), 0), lambda x: torch.arange(8.0)), (added_in_part, MAP), (masked, MAP),
     ],
-    "fill": [(changed(lambda x: x.fill_(0.5)), MAP)], "zero": [(lambda x: x + x.clone().zero_(), MAP)], "copy": [(lambda x, y: x.clone().copy_(y), PAIR)],
+    "fill": [(lambda x: x + x.clone().fill_(0.5), MAP)], "zero": [(lambda x: x + x.clone().zero_(), MAP)], "copy": [(lambda x, y: x.clone().copy_(y), PAIR)],
     "zeros_like": [(lambda x: torch.cat([x, torch.zeros_like(x)], 1), MAP)], "ones_like": [(lambda x: x + torch.ones_like(x), MAP)],
     "full_like": [(lambda x: x * torch.full_like(x, 0.5), MAP)], "new_zeros": [(lambda x: torch.cat([x, x.new_zeros(x.shape[0], 1, 6, 8)], 1), MAP)],
     "new_full": [(lambda x: torch.cat([x, x.new_full((x.shape[0], 1, 6, 8), 0.5)], 1), MAP)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -195,20 +196,30 @@ def test_trained_parameters_of_a_call_get_their_gradient() -> None:
     assert all(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_a_computed_weight_is_a_float_island(tmp_path: Path) -> None:
-    """Only parameters are stored; anything else is multiplied in float, and the report says so."""
+class Gained(nn.Module):
+    """A normalization whose weight the forward computes."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.w = nn.Linear(12, 12), nn.Parameter(torch.rand(12))
+    def __init__(self, gain: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.w, self.gain = nn.Linear(12, 12), nn.Parameter(torch.rand(12)), gain
 
-        def forward(self, x: Tensor) -> Tensor:
-            return F.layer_norm(self.fc(x), (12,), 1 + self.w)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(self.fc(x), (12,), self.gain(self.w, x))
 
-    net = trained(Net(), (3, 12)).eval()
+
+def test_a_weight_computed_from_parameters_is_stored(tmp_path: Path) -> None:
+    net = trained(Gained(lambda w, x: 1 + w), (3, 12)).eval()
     x = torch.randn(3, 12)
-    with pytest.warns(linger.LingerWarning, match="iqlayernorm"):
+    model = linger.onnx.export(net, (x,), tmp_path / "net.onnx", dynamic_axes={"x": {0: "batch"}})
+    assert [n.op_type for n in model.graph.node] == ["Quant", "LinearInt", "LayerNormInt", "Dequant"]
+    assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
+
+
+def test_a_weight_computed_from_the_input_is_a_float_island(tmp_path: Path) -> None:
+    """It has no value to store; the report says so."""
+    net = trained(Gained(lambda w, x: w + x.sin()[0]), (3, 12)).eval()
+    x = torch.randn(3, 12)
+    with pytest.warns(linger.LingerWarning, match="layer_norm"):
         linger.onnx.export(net, (x,), tmp_path / "net.onnx", dynamic_axes={"x": {0: "batch"}})
     found = session(onnx.load(tmp_path / "net.onnx"), "all").run(None, {"x": x.numpy()})[0]
     assert np.allclose(found, net(x).detach().numpy(), atol=1e-5)  # float sums in another order
@@ -328,7 +339,9 @@ def test_eval_before_training() -> None:
 
 def test_a_row_that_changes_with_a_dynamic_axis(tmp_path: Path) -> None:
     net = trained(nn.Sequential(nn.GroupNorm(2, 4)), (2, 4, 6)).eval()
-    with pytest.raises(linger.LingerError, match="0: GroupNormInt changes with dynamic axis 'time'; fix that axis"):
+    with pytest.raises(
+        linger.LingerError, match=r"0: GroupNormInt of the call at .* changes with dynamic axis 'time'; fix that axis"
+    ):
         linger.onnx.export(
             net, (torch.randn(2, 4, 6),), tmp_path / "n.onnx", input_names=["x"], dynamic_axes={"x": {2: "time"}}
         )

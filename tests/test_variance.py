@@ -269,7 +269,9 @@ def test_too_many_elements() -> None:
 def test_a_count_that_changes_with_a_dynamic_axis(tmp_path: Path) -> None:
     net = linger.init(Net(lambda x: x.var(0)))
     net(torch.randn(3, 4))
-    with pytest.raises(linger.LingerError, match="iqvar_0: iqVar changes with dynamic axis 'batch'; fix that axis"):
+    with pytest.raises(
+        linger.LingerError, match=r"iqvar_0: iqVar of the call at .* changes with dynamic axis 'batch'; fix that axis"
+    ):
         linger.onnx.export(net.eval(), (torch.randn(3, 4),), tmp_path / "n.onnx", dynamic_axes={"x": {0: "batch"}})
 
 
@@ -298,7 +300,7 @@ def test_switched_off_it_is_a_float_island(opset: int, tmp_path: Path) -> None:
             linger.SetIQTensorVar(True)
         x = torch.randn(3, 4, 5)
         net(x)
-        with pytest.warns(linger.LingerWarning, match="iqvar|iqstd"):
+        with pytest.warns(linger.LingerWarning, match=r"in float: .*\((var|std)"):
             linger.onnx.export(
                 net.eval(), (x,), tmp_path / "n.onnx", opset_version=opset, dynamic_axes={"x": {0: "batch"}}
             )

@@ -281,11 +281,17 @@ class Writer:
                 inputs.append(made[int(i[1:])])
             else:
                 inputs.append(self.build.constant(names.get(i) or f"{node.module}.{i}".lstrip("."), step.params[i]))
+        key = (str(inputs[0].name), float(step.attrs["scale_o"]), step.bits) if step.op_type == "Requant" else None
+        if key is not None and key in self.quantized:
+            return self.quantized[key]
         stem = node.name or type(self.net).__name__  # a net that is one layer
         name = stem if last else f"{stem}.{step.op_type}"
-        return self.build.one(
+        result = self.build.one(
             name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
         )  # fmt: skip
+        if key is not None:
+            self.quantized[key] = result
+        return result
 
 
 def _number_at(tree: Any, k: int) -> Any:

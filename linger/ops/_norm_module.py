@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linger.errors import LingerError
-from linger.numerics import bound_parameter, grid_of, levels, quantize
+from linger.numerics import bound_parameter, levels, quantize
 from linger.ops._base import IntModule
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._norm import CHIP_EPS, NORMAL, SUM_LIMIT, Rows, check_rows, form_of, normalized
 from linger.ops._normalize import Normalized
@@ -115,7 +116,7 @@ class NormModule(IntModule):
         bits = self.gamma_bits()
         q_w = quantize(w, s_w, bits).reshape(-1)
         q_b = np.zeros(q_w.shape, np.int32) if b is None else quantize(b, s_w * NORMAL, 32).reshape(-1)
-        taken = Operand(scale=min(x.scale, norm.rows.finest), bits=x.bits, shape=x.shape)
+        taken = replace(x, scale=min(x.scale, norm.rows.finest))
         attrs = {
             **norm.attrs, "data_bits": x.bits, "parameter_bits": bits, "o_bits": out.bits,
             "scale_x": taken.scale, "scale_w": float(s_w), "scale_o": out.scale,
@@ -175,14 +176,14 @@ class NormInt(NormModule):
 
 
 class NormSite(NormModule, Site):
-    """A functional call; its weight and bias are parameters of the net, stored in the node."""
+    """A functional call; its weight and bias are parameters of the net, or computed from some, and stored in the node."""
 
     parameter_names = ("weight", "bias")
 
     @classmethod
     def takes(cls, x: Any = None, *args: Any, **call: Any) -> bool:
         given = [p for p in (call.get("weight"), call.get("bias")) if p is not None]
-        return isinstance(x, Tensor) and all(isinstance(p, nn.Parameter) and grid_of(p) is None for p in given)
+        return isinstance(x, Tensor) and all(constant_of(p) is not None for p in given)
 
     @classmethod
     def norm(cls, shape: Sequence[int], bits: int, **call: Any) -> Norm:
