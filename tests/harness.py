@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import linger
-from linger.numerics import levels
-from linger.ops import Case, IntModule, _weighted, cat, divide, elementwise, pool, reduce
+from linger.numerics import levels, scale_from_weight
+from linger.ops import Case, IntModule, _weighted, bmm, cat, divide, elementwise, pool, reduce
+from linger.ops._case import Holder
+from linger.ops._weighted import WeightedSite
 from linger.targets import TARGETS
 
 STEP = 2.0**-5  # of the inputs' grid at 8 bits: they reach +-4
@@ -91,6 +93,15 @@ def inputs(case: Case, bits: int, batch: int, seed: int) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
+def parameters_of(net: nn.Module, module: Any) -> tuple[Any, Any]:
+    """Weight and bias of a layer, or of the case's function whose one weighted call this is."""
+    if not isinstance(module, WeightedSite):
+        return module.weight, getattr(module, "bias", None)
+    (holder,) = (m for m in net.modules() if isinstance(m, Holder))
+    weight = max(holder.parameters(), key=Tensor.dim)
+    return weight, next((p for p in holder.parameters() if p is not weight), None)
+
+
 @torch.no_grad()
 def choose_shifts(net: nn.Module) -> tuple[int, tuple[float, ...]]:
     """Output grids (and biases and means) behind which many accumulators are ties.
@@ -102,16 +113,19 @@ def choose_shifts(net: nn.Module) -> tuple[int, tuple[float, ...]]:
     for module in net.modules():
         if isinstance(module, IntModule) and "running_o" in module._buffers:
             scale = 0.5 / STEP  # of sums and joins: a shift by one
-            if isinstance(module, (elementwise.MulSite, divide.DivSite)):
-                j, scale = (3, 2.0**3) if isinstance(module, elementwise.MulSite) else (0, 2.0**3)
+            if isinstance(module, (elementwise.MulSite, divide.DivSite, bmm.BmmSite)):
+                j, scale = (0 if isinstance(module, divide.DivSite) else 3), 2.0**3
+                densities = (0.4, 0.2) if isinstance(module, bmm.BmmSite) else densities
             elif module.weighted:
-                terms = math.prod(module.weight.shape[1:]) if module.weight is not None else 1
+                weight, bias = parameters_of(net, module)
+                terms = math.prod(weight.shape[1:]) if weight is not None else 1
                 j, densities = 5, (min(1.0, 4 / terms), min(1.0, 2 / terms))
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     module.running_mean.zero_()
-                lsb = float(module.derived()["scale_w"]) / STEP
-                if getattr(module, "bias", None) is not None:
-                    module.bias.copy_((module.bias * lsb / 2**6).round() * 2**6 / lsb)
+                called = isinstance(module, WeightedSite)
+                lsb = float(scale_from_weight(weight, 8) if called else module.derived()["scale_w"]) / STEP
+                if bias is not None:
+                    bias.copy_((bias * lsb / 2**6).round() * 2**6 / lsb)
                 scale = lsb / 2**6
             module.running("o").fill_(levels(8) / scale)
             module.forget()
