@@ -241,11 +241,17 @@ class Writer:
         if peak or module.weighted:
             s_x = torch.tensor(taken[0][1].scale)
             self.peaks[node.module or node.name] = peak or module.accumulator_peak(s_x)
-        made: list[ir.Value] = []
+        results = (steps[-1].results or (f"%{len(steps) - 1}",)) if steps else (0,)
+        operands = [x for x, _ in taken]
+        made: list[list[ir.Value]] = []
         for i, step in enumerate(steps):
-            last = i == len(steps) - 1
-            made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last, names))
-        self.exact[out.id] = made[-1] if made else taken[0][0]
+            first = results[0] == f"%{i}"
+            made.append(self.step(node, step, operands, made, out.shape if first else None, first, names))
+        for v, ref in zip(node.outputs, results, strict=True):
+            held = self.floats if v.scale is None else self.exact
+            held[v.id] = result = _referred(ref, operands, made)
+            if isinstance(ref, str) and result.shape is None:
+                result.shape = self.build.shape(v.shape)
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
@@ -270,28 +276,35 @@ class Writer:
         return each[0]
 
     def step(
-        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool,
-        names: Mapping[str, str],
-    ) -> ir.Value:  # fmt: skip
+        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[Sequence[ir.Value]], shape: Any,
+        last: bool, names: Mapping[str, str],
+    ) -> list[ir.Value]:  # fmt: skip
         inputs: list[ir.Value] = []
         for i in step.inputs:
-            if isinstance(i, int):
-                inputs.append(operands[i])
-            elif i.startswith("%"):
-                inputs.append(made[int(i[1:])])
+            if isinstance(i, int) or i.startswith("%"):
+                inputs.append(_referred(i, operands, made))
             else:
                 inputs.append(self.build.constant(names.get(i) or f"{node.module}.{i}".lstrip("."), step.params[i]))
         key = (str(inputs[0].name), float(step.attrs["scale_o"]), step.bits) if step.op_type == "Requant" else None
         if key is not None and key in self.quantized:
-            return self.quantized[key]
+            return [self.quantized[key]]
         stem = node.name or type(self.net).__name__  # a net that is one layer
         name = stem if last else f"{stem}.{step.op_type}"
-        result = self.build.one(
-            name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
+        first, *more = (DTYPES.get(bits, ir.DataType.FLOAT) for bits in (step.bits, *step.more))
+        outputs = self.build.add(
+            name, step.op_type, inputs, step.attrs, first, shape, domain=step.domain, form=step.form, more=more
         )  # fmt: skip
         if key is not None:
-            self.quantized[key] = result
-        return result
+            self.quantized[key] = outputs[0]
+        return outputs
+
+
+def _referred(ref: int | str, operands: Sequence[ir.Value], made: Sequence[Sequence[ir.Value]]) -> ir.Value:
+    """The value that a reference of ``Lowered`` means: an operand, or an output of an earlier node."""
+    if isinstance(ref, int):
+        return operands[ref]
+    step, _, output = ref[1:].partition(".")
+    return made[int(step)][int(output or 0)]
 
 
 def _number_at(tree: Any, k: int) -> Any:

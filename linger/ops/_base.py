@@ -48,6 +48,7 @@ class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
     ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
+    ``outputs`` are the names of the body's results.
     ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
@@ -65,6 +66,7 @@ class Op:
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
     bias_at: float = 0.0
+    outputs: str = "Y"
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -102,7 +104,8 @@ class IntModule(nn.Module):
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
     parameter_names: ClassVar[tuple[str, ...]] = ()
     weighted: ClassVar[bool] = False
-    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that are indices or conditions, not data
+    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that enter as they are, without a grid
+    several: ClassVar[bool] = False  # whether forward returns several tensors
     chip: str = "venus"
     data_bits: int
     parameter_bits: int
@@ -183,9 +186,11 @@ class IntModule(nn.Module):
                 self._buffers[name] = old.to(new.device)
         return self
 
-    def remember(self, args: Any, kwargs: Any, out: Tensor) -> None:
+    def remember(self, args: Any, kwargs: Any, out: Any) -> None:
         """Keep the grids of the calls of the first eval forward, for an exporter that has no values to look at."""
         forward = _symbolic.FORWARD.get()
+        if self.several:
+            return
         if self._seen_in in (None, forward):
             self._seen_in = forward
             self._calls.append(_symbolic.seen(self, args, kwargs, out))

@@ -12,6 +12,8 @@ from linger.targets._softmax import Softmax
 LACKS = {
     "GroupNormInt": "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm",
     "RMSNormInt": "the engine has no root-mean-square normalization; use nn.LayerNorm",
+    "RNNInt": "the engine has no plain recurrent layer; use nn.LSTM",
+    "GRUInt": "the engine's GRU counts half of the previous state, or has no meaning at all; use nn.LSTM",
     "iqStd": "the engine has no standard deviation; use the variance",
 }  # of every chip
 
@@ -24,6 +26,7 @@ class Target:
     ``weight_bits``: op type -> width in which its node reads the weight, where that is fixed. ``normal_bits``: width of a
     normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
     sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
+    ``time_swapped``: the engine's recurrent nodes find the steps on axis 1 where ``batch_first`` is 0.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Target:
     normal_bits: int = 32
     longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
     lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
+    time_swapped: bool = False
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""

@@ -10,4 +10,5 @@ ARCS = Target(name="arcs", platform="arcs", data_bits=(8, 32), parameter_bits=(4
     functions={"iqSigmoid": SIGMOID_Q27, "iqTanh": TANH_Q27},
     softmax=Softmax(exp_rounds=False, newton=False, log_of_sum=False),
     weight_bits={"LayerNormInt": 8},
+    time_swapped=True,
 )  # fmt: skip

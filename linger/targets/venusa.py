@@ -10,4 +10,5 @@ VENUSA = Target(name="venusa", platform="venusA", data_bits=(8, 16, 32), paramet
     functions={"iqSigmoid": SIGMOID_Q58, "iqTanh": TANH_Q58, "iqGelu": GELU_Q54, "iqSilu": SILU_Q54},
     softmax=Softmax(exp_rounds=True, newton=False, log_of_sum=True),
     weight_bits={"LayerNormInt": 8},
+    time_swapped=True,
 )  # fmt: skip
