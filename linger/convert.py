@@ -15,6 +15,7 @@ from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
+from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.route import route
@@ -55,6 +56,7 @@ def quant_module(
     data_bits: int = 8,
     parameter_bits: int = 8,
     out_bits: int | None = None,
+    hidden_bits: int | None = None,
 ) -> None:
     """Give the layers of ``module`` (itself included) of these types their own widths for ``init``.
 
@@ -65,6 +67,7 @@ def quant_module(
         data_bits: width of the input, 8, 16 or 32.
         parameter_bits: width of the weights, 4, 8 or 16.
         out_bits: width of the output, 8, 16 or 32; None for ``data_bits``.
+        hidden_bits: width of the hidden state of a recurrent layer, which is its output, 8 or 16; None for ``out_bits``.
     """
     require_net("quant_module", module)
     types = types_of("quant_module", type_modules, QUANTIZABLE)
@@ -72,9 +75,10 @@ def quant_module(
     with during("quant_module"):
         check_bits(**bits)
         _check_mode(mode)
+        hidden = _hidden(hidden_bits)
     for m in module.modules():
         if type(m) in types:
-            m._linger_quant = bits  # type: ignore[assignment]
+            m._linger_quant = bits | hidden  # type: ignore[assignment]
 
 
 quant_module_by_type = quant_module
@@ -114,6 +118,7 @@ def init(
     mode: QuantMode = QuantMode.QValue,
     data_bits: int = 8,
     out_bits: int = 8,
+    hidden_bits: int | None = None,
     target: str | None = None,
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
@@ -125,6 +130,7 @@ def init(
         mode: ``QuantMode.QValue``, power-of-two scales.
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
+        hidden_bits: width of the hidden state of recurrent layers, which is their output, 8 or 16; None for ``out_bits``.
         target: a chip; widths that it cannot run are refused.
 
     Returns:
@@ -145,7 +151,7 @@ def init(
         names = named(net)
         _refuse_second(net, names, types, bits)
         device = device_of(net)
-        steps, left, floats = _plan(names, types, bits, device)
+        steps, left, floats = _plan(names, types, bits | _hidden(hidden_bits), device)
         sample = net.__dict__.pop("_linger_sample", None)
         pairs, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
         with torch.inference_mode(False):
@@ -190,6 +196,17 @@ def _plan(
         elif type(module) in LAYERS:
             floats.add(module)
     return steps, left, floats
+
+
+def _hidden(bits: int | None) -> dict[str, int]:
+    """``hidden_bits`` where it is given."""
+    if bits is None:
+        return {}
+    if not isinstance(bits, int) or bits not in HIDDEN_BITS:
+        raise LingerError(
+            f"hidden_bits is {bits!r}, allowed are {', '.join(map(str, HIDDEN_BITS))}; choose one of them"
+        )
+    return {"hidden_bits": bits}
 
 
 def _check_mode(mode: QuantMode) -> None:
@@ -258,6 +275,8 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
         if type(module) in FUSED.values():
             return module.to_integer(device=device, **settings)  # type: ignore[operator,no-any-return]
         made = twin(BY_FLOAT[type(module)].integer, module)  # type: ignore[arg-type]
+        if not isinstance(made, RecurrentInt):
+            settings.pop("hidden_bits", None)
         if not made.weighted:
             settings["out_bits"] = settings["data_bits"]
         made.start(device=device, **settings)

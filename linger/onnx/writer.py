@@ -247,11 +247,11 @@ class Writer:
         for i, step in enumerate(steps):
             first = results[0] == f"%{i}"
             made.append(self.step(node, step, operands, made, out.shape if first else None, first, names))
-        for v, ref in zip(node.outputs, results, strict=True):
-            held = self.floats if v.scale is None else self.exact
-            held[v.id] = result = _referred(ref, operands, made)
+        for given, ref in zip(node.outputs, results, strict=True):
+            place = self.floats if given.scale is None else self.exact
+            place[given.id] = result = _referred(ref, operands, made)
             if isinstance(ref, str) and result.shape is None:
-                result.shape = self.build.shape(v.shape)
+                result.shape = self.build.shape(given.shape)
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]

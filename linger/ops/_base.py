@@ -188,9 +188,9 @@ class IntModule(nn.Module):
 
     def remember(self, args: Any, kwargs: Any, out: Any) -> None:
         """Keep the grids of the calls of the first eval forward, for an exporter that has no values to look at."""
-        forward = _symbolic.FORWARD.get()
         if self.several:
             return
+        forward = _symbolic.FORWARD.get()
         if self._seen_in in (None, forward):
             self._seen_in = forward
             self._calls.append(_symbolic.seen(self, args, kwargs, out))

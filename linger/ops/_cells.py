@@ -93,11 +93,8 @@ def lstm(a: np.ndarray, b: np.ndarray, c: np.ndarray, how: Arithmetic) -> tuple[
     i, f, o = (applied(z, how.sigmoid, g) for z in (i, f, o))
     s = wide(c * f, 32) + wide(i * applied(n, how.tanh, g), 32)
     k = wide(shift_round(s, 2 * g - how.argument), how.width)
-    if how.width == 32:
-        after = shift_round(k, how.argument - g)
-    else:
-        after = wide(shift_round(s, g), 16 if how.narrow else 32)
-    return o * applied(k, how.tanh, g), after
+    exact = wide(shift_round(s, g), 16 if how.narrow else 32)
+    return o * applied(k, how.tanh, g), shift_round(k, how.argument - g) if how.width == 32 else exact
 
 
 def gru(a: np.ndarray, b: np.ndarray, h: np.ndarray, state_shift: int, how: Arithmetic) -> np.ndarray:

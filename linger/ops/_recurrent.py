@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from linger import observe
-from linger.errors import LingerError
 from linger.numerics import (
-    FLOAT32_EXACT, WIDEST, Grid, bound_parameter, fake_quant, levels, reach, scale_from_weight, set_grid,
+    FLOAT32_EXACT,
+    WIDEST,
+    Grid,
+    bound_parameter,
+    fake_quant,
+    levels,
+    reach,
+    scale_from_weight,
 )  # fmt: skip
 from linger.ops._base import IntModule
 from linger.ops._cells import Arithmetic, arithmetic
-from linger.ops._lowered import Lowered, Operand
-from linger.ops._recurrent_lower import sequence
-from linger.ops._recurrent_ops import ideal, recurrent
+from linger.ops._recurrent_ops import ideal
+from linger.ops._recurrent_ops import layer as recurrent_layer
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids
 
 HIDDEN_BITS = (8, 16)
@@ -42,12 +45,15 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A batch of sequences as rows (``_recurrent_rows``). ``sizes``: sequences per step, on the CPU; ``scale``: of x."""
+    """A batch of sequences as rows (``_recurrent_rows``). ``scale``, ``bits``: of x; ``sizes``: sequences per step, on the CPU;
+    ``count``: of the first.
+    """
 
     x: Tensor
     scale: Tensor
     bits: int
     sizes: Tensor
+    count: int
 
 
 def products(terms: int, data_bits: int, parameter_bits: int) -> int:
@@ -95,9 +101,6 @@ class RecurrentInt(IntModule):
         """``hidden_bits``: width of the hidden state and the output, 8 or 16; None for that of the output."""
         super().start(device=device, **settings)
         self.hidden_bits = min(self.out_bits, 16) if hidden_bits is None else hidden_bits
-        if self.hidden_bits not in HIDDEN_BITS:
-            raise LingerError(f"hidden_bits is {hidden_bits!r}, allowed are 8 and 16; choose one of them")
-        self.out_bits = self.hidden_bits
         for layer in range(self.num_layers):
             self.register_buffer(f"running_{self.hidden(layer)}", torch.zeros((), device=device))
 
@@ -119,6 +122,10 @@ class RecurrentInt(IntModule):
     @property
     def relu(self) -> bool:
         return self.kind == "rnn" and self.nonlinearity == "relu"  # type: ignore[attr-defined]
+
+    def suffix(self, layer: int, direction: int) -> str:
+        """Behind the names of a direction's parameters."""
+        return f"_l{layer}" + ("_reverse" if direction else "")
 
     def hidden(self, layer: int) -> str:
         """Name of the range of a layer's hidden state."""
@@ -158,7 +165,7 @@ class RecurrentInt(IntModule):
 
     def unit(self, layer: int, direction: int, s_x: Tensor, s_h: Tensor) -> Unit:
         """The parameters of a direction on their grids, for an input of scale ``s_x`` and a hidden state of ``s_h``."""
-        suffix = f"_l{layer}" + ("_reverse" if direction else "")
+        suffix = self.suffix(layer, direction)
         w_ih, b_ih, s_ih = self._pair("ih", suffix, s_x, self.input_bits(layer))
         w_hh, b_hh, s_hh = self._pair("hh", suffix, s_h, self.hidden_bits)
         w_hr = s_hr = None
@@ -194,17 +201,15 @@ class RecurrentInt(IntModule):
             out, h, c = self.run_layer(layer, batch, first, s_h)
             hs += h
             cs += c
-            batch = Batch(x=out, scale=s_h, bits=self.hidden_bits, sizes=batch.sizes)
+            batch = replace(batch, x=out, scale=s_h, bits=self.hidden_bits)
             if layer < self.num_layers - 1 and self.training and self.dropout:
                 batch = self.dropped(batch)
         return out, torch.stack(hs), torch.stack(cs)
 
     def first_states(self, batch: Batch, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor]:
         """States of every direction (directions, N, size), zeros where none are given."""
-        n = int(batch.sizes[0]) if not torch.compiler.is_compiling() else batch.sizes[0].item()
-        shape = (self.directions, n)
-        h = batch.x.new_zeros(*shape, self.out_size) if h0 is None else h0.float()
-        c = batch.x.new_zeros(*shape, self.hidden_size) if c0 is None else c0.float()
+        h = batch.x.new_zeros(self.directions, batch.count, self.out_size) if h0 is None else h0.float()
+        c = batch.x.new_zeros(self.directions, batch.count, self.hidden_size) if c0 is None else c0.float()
         return h, c
 
     def learned_scale(self, layer: int, batch: Batch, first: tuple[Tensor, Tensor], given: bool) -> Tensor:
@@ -239,9 +244,9 @@ class RecurrentInt(IntModule):
             acc = self.input_product(batch, u)
             w, b = self.ordered(u.w_hh), None if u.b_hh is None else self.ordered(u.b_hh)
             made.append(
-                recurrent(
+                recurrent_layer(
                     self.kind, acc, w, b, u.w_hr, h0[d], c0[d], s_h, batch.sizes, d == 1, self.chip, self.hidden_bits,
-                    self.is_wide(), self.relu,
+                    self.is_wide(), self.relu, torch.is_grad_enabled(),
                 )
             )  # fmt: skip
         out = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made], 1)
@@ -269,7 +274,7 @@ class RecurrentInt(IntModule):
             factor *= 2
         scale = batch.scale / factor
         x = fake_quant(F.dropout(batch.x, self.dropout, True), scale, batch.bits)
-        return Batch(x=x, scale=scale, bits=batch.bits, sizes=batch.sizes)
+        return replace(batch, x=x, scale=scale)
 
     # --- state dict
 
@@ -283,57 +288,12 @@ class RecurrentInt(IntModule):
         found |= {"scale_iw": u.s_ih, "scale_hw": u.s_hh, "running_iw": top / u.s_ih, "running_hw": top / u.s_hh}
         return found | {"scale_o": s_h, "running_o": self.running("h")}
 
+    # --- results
 
-class SequenceInt(RecurrentInt):
-    """A layer over whole sequences: padded, without a batch axis, or packed."""
+    def grid(self, layer: int) -> Grid:
+        """Of a layer's hidden state."""
+        return Grid(self.hidden_scale(layer), self.hidden_bits)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002
-        if isinstance(input, PackedSequence):
-            return self.forward_packed(input, hx)
-        batched = input.dim() == 3
-        axis = 0 if self.batch_first else 1
-        x, s_x = self.enter(input, "i")
-        x = x if batched else x.unsqueeze(axis)
-        h0, c0 = self.states(hx, batched)
-        steps = x.transpose(0, 1) if self.batch_first else x
-        count, n = steps.shape[:2]
-        sizes = torch.full((count,), n, dtype=torch.int64)
-        rows = Batch(x=steps.reshape(count * n, -1), scale=s_x, bits=self.data_bits, sizes=sizes)
-        out, h, c = self.run_layers(rows, h0, c0)
-        out = out.view(count, n, -1)
-        out = out.transpose(0, 1) if self.batch_first else out
-        if not batched:
-            out, h, c = out.squeeze(axis), h.squeeze(1), c.squeeze(1)
-        return self.tagged(out), self.tagged_states(h, c)
-
-    def forward_packed(self, packed: PackedSequence, hx: Any) -> Any:
-        data, sizes, order, back = packed
-        x, s_x = self.enter(data, "i")
-        h0, c0 = self.states(hx, True)
-        h0, c0 = (None if s is None or order is None else s.index_select(1, order) for s in (h0, c0))
-        out, h, c = self.run_layers(Batch(x=x, scale=s_x, bits=self.data_bits, sizes=sizes), h0, c0)
-        if back is not None:
-            h, c = h.index_select(1, back), c.index_select(1, back) if self.kind == "lstm" else c
-        return PackedSequence(self.tagged(out), sizes, order, back), self.tagged_states(h, c)
-
-    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        return sequence(self, operands, call.get("packed_first"))
-
-    def states(self, hx: Any, batched: bool) -> tuple[Tensor | None, Tensor | None]:
-        """h and c that were given (layers * directions, N, size)."""
-        given: Sequence[Tensor] = () if hx is None else hx if self.kind == "lstm" else (hx,)
-        h, c = (*given, None, None)[:2]
-        if not batched:
-            h, c = (None if s is None else s.unsqueeze(1) for s in (h, c))
-        return h, c
-
-    def tagged(self, out: Tensor) -> Tensor:
-        return set_grid(out, Grid(self.hidden_scale(self.num_layers - 1), self.hidden_bits))
-
-    def tagged_states(self, h: Tensor, c: Tensor) -> Any:
-        """States as the layer returns them; those of several layers are on several grids, so that they are plain."""
-        if self.num_layers == 1:
-            h = set_grid(h, Grid(self.hidden_scale(0), self.hidden_bits))
-        if self.kind != "lstm":
-            return h
-        return h, set_grid(c, Grid(torch.full_like(self.running("h"), 2.0**self.how.fraction), 32))
+    def cell_grid(self) -> Grid:
+        """The chip's grid of a cell state."""
+        return Grid(torch.full_like(self.running("h"), 2.0**self.how.fraction), 32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from linger.errors import LingerError
 from linger.ops._base import ONNX_INT, constants
 from linger.ops._cells import Arithmetic, arithmetic
 from linger.targets._pwl import Pwl
@@ -53,6 +54,17 @@ def body(text: str, opset: int) -> tuple[str, str]:
     """Inputs and statements; the outputs are Y, H and, of an LSTM, C."""
     form = Form.of(text)
     return form.inputs, _before(form, opset) + _scan(form, opset) + _after(form, opset)
+
+
+def real(text: str, opset: int) -> str:
+    """No form on floats: the loop is not worth a second spelling.
+
+    Raises:
+        LingerError: always.
+    """
+    raise LingerError(
+        f"found {Form.of(text).kind.upper()}, which has no form in dialect 'qdq', allowed are the other dialects; leave dialect out"
+    )
 
 
 # --- pieces

@@ -43,8 +43,9 @@ class Plan:
             return source
         return self.add(Lowered(op_type="Gather", inputs=(source, order), attrs={"axis": 1}, bits=bits, domain=""))
 
-    def squeezed(self, source: Ref, axis: int, bits: int, op_type: str = "Squeeze") -> str:
-        return self.add(Lowered(op_type=op_type, inputs=(source,), attrs={"axes": (axis,)}, bits=bits))
+    def squeezed(self, source: Ref, axes: tuple[int, ...], bits: int, op_type: str = "Squeeze") -> str:
+        """Without axes of size 1, or with new ones."""
+        return self.add(Lowered(op_type=op_type, inputs=(source,), attrs={"axes": axes}, bits=bits))
 
     def joined(self, sources: list[str], axis: int, scale: float, bits: int) -> str:
         """Tensors of one grid behind each other."""
@@ -108,13 +109,13 @@ def unit_node(
     at = m.running("h")
     x_scale, h_scale = at.new_full((), s_x), at.new_full((), s_h)
     u = m.unit(layer, direction, x_scale, h_scale)
-    suffix = f"l{layer}" + ("_reverse" if direction else "")
-    params = {f"weight_ih_{suffix}": quantize(u.w_ih, u.s_ih, m.parameter_bits)}
-    params[f"weight_hh_{suffix}"] = quantize(u.w_hh, u.s_hh, m.parameter_bits)
-    params[f"bias_ih_{suffix}"] = _bias(u.b_ih, x_scale * u.s_ih, len(u.w_ih))
-    params[f"bias_hh_{suffix}"] = _bias(u.b_hh, h_scale * u.s_hh, len(u.w_hh))
+    suffix = m.suffix(layer, direction)
+    params = {f"weight_ih{suffix}": quantize(u.w_ih, u.s_ih, m.parameter_bits)}
+    params[f"weight_hh{suffix}"] = quantize(u.w_hh, u.s_hh, m.parameter_bits)
+    params[f"bias_ih{suffix}"] = _bias(u.b_ih, x_scale * u.s_ih, len(u.w_ih))
+    params[f"bias_hh{suffix}"] = _bias(u.b_hh, h_scale * u.s_hh, len(u.w_hh))
     if u.w_hr is not None and u.s_hr is not None:
-        params[f"weight_hr_{suffix}"] = quantize(u.w_hr, u.s_hr, m.parameter_bits)
+        params[f"weight_hr{suffix}"] = quantize(u.w_hr, u.s_hr, m.parameter_bits)
     lengths: tuple[Ref, ...] = () if given.lengths is None else (given.lengths,)
     if given.states and not lengths:
         lengths, params = tuple(full), params | dict(full)
@@ -140,7 +141,7 @@ def unit_node(
 
 def _attributes(m: RecurrentInt, layer: int, s_h: float) -> dict[str, Any]:
     inner = m.out_size * m.directions
-    attrs = {
+    attrs: dict[str, Any] = {
         "input_size": inner if layer else m.input_size, "hidden_size": m.hidden_size, "num_layers": 1, "dropout": 0.0,
         "parameter_bits": m.parameter_bits, "o_bits": m.hidden_bits, "scale_h": s_h, "scale_o": s_h,
     }  # fmt: skip
@@ -180,23 +181,42 @@ def sequence(m: Any, operands: tuple[Operand, ...], packed_first: bool | None) -
     plan = Plan()
     x: Ref = 0
     if not batched:
-        x = plan.squeezed(0, 1 - axis, operands[0].bits, "Unsqueeze")
-        states = tuple(plan.squeezed(s, 1, 0, "Unsqueeze") for s in states)
+        x = plan.squeezed(0, (1 - axis,), operands[0].bits, "Unsqueeze")
+        states = tuple(plan.squeezed(s, (1,), 0, "Unsqueeze") for s in states)
     states = tuple(plan.ordered(s, 2 if orders else None, 0) for s in states)
     given = Given(x=x, lengths=1 if packed else None, states=states, time_axis=axis)
     full = full_lengths(operands[0], axis) if batched and not packed else {"lengths": np.array([ANY_LENGTH], np.int64)}
     y, hs, cs = layers(m, plan, given, operands[0].scale, full)
     results: list[Ref] = [y, *range(1, start)]
     if not batched:
-        results[0] = plan.squeezed(y, 1 - axis, m.hidden_bits)
+        results[0] = plan.squeezed(y, (1 - axis,), m.hidden_bits)
     for state in last_states(m, plan, hs, cs):
         bits = 32 if state[1] else m.hidden_bits if m.num_layers == 1 else 0
         ref = plan.ordered(state[0], 3 if orders else None, bits)
-        results.append(ref if batched else plan.squeezed(ref, 1, bits))
+        results.append(ref if batched else plan.squeezed(ref, (1,), bits))
     return with_results(plan, tuple(results))
 
 
-def last_states(m: Any, plan: Plan, hs: list[str], cs: list[str]) -> list[tuple[str, bool]]:
+def single(m: RecurrentInt, operands: tuple[Operand, ...]) -> tuple[Lowered, ...]:
+    """The nodes of a cell: a layer of one step, which lies where the chip looks for it.
+
+    Args:
+        m: the cell.
+        operands: x (N, D) or (D,), and the states.
+    """
+    plan, axis = Plan(), int(TARGETS[m.chip].time_swapped)
+    batched = len(operands[0].shape) == 2
+    x = plan.squeezed(0, (axis,) if batched else (0, 1), operands[0].bits, "Unsqueeze")
+    front = (0,) if batched else (0, 1)
+    states = tuple(plan.squeezed(s, front, 0, "Unsqueeze") for s in range(1, len(operands)))
+    given = Given(x=x, lengths=None, states=states, time_axis=axis)
+    count = 1 if operands[0].dynamic or not batched else operands[0].shape[0]
+    _, hs, cs = layers(m, plan, given, operands[0].scale, {"lengths": np.ones(count, np.int64)})
+    found = last_states(m, plan, hs, cs)
+    return with_results(plan, tuple(plan.squeezed(ref, front, 32 if cell else m.hidden_bits) for ref, cell in found))
+
+
+def last_states(m: RecurrentInt, plan: Plan, hs: list[str], cs: list[str]) -> list[tuple[str, bool]]:
     """References of the last h and c of all layers, and whether it is c."""
     if m.num_layers == 1:
         found = [(plan.joined(hs, 0, float(m.hidden_scale(0)), m.hidden_bits), False)]

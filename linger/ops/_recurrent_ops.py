@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from linger.ops._recurrent_rows import Rows
 from linger.ops._recurrent_step import Setting
 
 
-def _setting(scale: Tensor, chip: str, bits: int, wide: bool, relu: bool) -> Setting:
-    return Setting(how=arithmetic(chip, bits), scale=scale, bits=bits, wide=wide, relu=relu)
+def _setting(scale: Tensor, chip: str, bits: int, wide: bool, relu: bool, train: bool) -> Setting:
+    return Setting(how=arithmetic(chip, bits), scale=scale, bits=bits, wide=wide, relu=relu, train=train)
 
 
 def _rows(sizes: Tensor, reverse: bool) -> Rows:
@@ -30,7 +31,7 @@ def _first(h0: Tensor, c0: Tensor, s: Setting) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("linger::recurrent", mutates_args=())
 def recurrent(
     kind: str, acc: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h0: Tensor, c0: Tensor, scale: Tensor,
-    sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool,
+    sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, train: bool,
 ) -> list[Tensor]:  # fmt: skip
     """All steps of one direction.
 
@@ -46,59 +47,65 @@ def recurrent(
         bits: width of the hidden state.
         wide: products of a state need float64.
         relu: the function of an RNN.
+        train: a gradient is wanted.
 
     Returns:
         h of every row, the last h and the last c as float32, and what backward needs.
     """
-    s, rows = _setting(scale, chip, bits, wide, relu), _rows(sizes, reverse)
+    s, rows = _setting(scale, chip, bits, wide, relu, train), _rows(sizes, reverse)
     a = step.argument(acc, s.how)
     h, c = _first(h0, c0, s)
     if kind == "lstm":
         saved = step.lstm_forward(a, w, b, w_hr, h, c, rows, s)
-        c_last = rows.last(saved[4]).mul_(2.0**-s.how.fraction).float()
+        c_last = rows.last(saved[1]).mul_(2.0**-s.how.fraction).float()
     else:
         forward = step.gru_forward if kind == "gru" else step.rnn_forward
         saved, c_last = forward(a, w, b, h, rows, s), acc.new_zeros(0)
-    hs = saved[6] if kind == "lstm" else saved[-1]
+    hs = saved[0]
     return [(hs / scale.to(hs.dtype)).float(), (rows.last(hs) / scale.to(hs.dtype)).float(), c_last, *saved]
 
 
 @recurrent.register_fake
 def _(
     kind: str, acc: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h0: Tensor, c0: Tensor, scale: Tensor,
-    sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool,
+    sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, train: bool,
 ) -> list[Tensor]:  # fmt: skip
-    n, g, size, out = acc.shape[0], acc.shape[1], c0.shape[1], h0.shape[1]
-    dtype = torch.float32 if arithmetic(chip, bits).narrow else torch.float64
-    made = [acc.new_empty(n, out, dtype=torch.float32), torch.empty_like(h0, dtype=torch.float32)]
-    made.append(torch.empty_like(c0, dtype=torch.float32) if kind == "lstm" else acc.new_empty(0))
-    columns = {
-        "lstm": (g, g, size, size, size, out, out), "gru": (2 * out, 2 * out, *[out] * 6), "rnn": (out, out, out)
-    }[kind]  # fmt: skip
-    made += [acc.new_empty(n, k, dtype=dtype) for k in columns]
-    return made + ([acc.new_empty(0 if w_hr is None else n, size, dtype=dtype)] if kind == "lstm" else [])
+    n, size, out = acc.shape[0], c0.shape[1], h0.shape[1]
+    dtype, single = torch.float32 if arithmetic(chip, bits).narrow else torch.float64, torch.float32
+    wanted = n if train else 0
+    made = [acc.new_empty(n, out, dtype=single), h0.new_empty(h0.shape, dtype=single)]
+    made += [
+        c0.new_empty(c0.shape, dtype=single) if kind == "lstm" else acc.new_empty(0),
+        acc.new_empty(n, out, dtype=dtype),
+    ]
+    if kind == "rnn":
+        return [*made, acc.new_empty(n, out, dtype=single)]
+    if kind == "lstm":
+        made += [acc.new_empty(n, size, dtype=dtype), acc.new_empty(0 if w_hr is None else n, size, dtype=dtype)]
+    made.append(acc.new_empty(wanted, out, dtype=torch.bool))
+    made.append(acc.new_empty(wanted, 4 if kind == "lstm" else 3, size, dtype=single))
+    return made + [acc.new_empty(wanted, size, dtype=single) for _ in range(2)]
 
 
 @torch.library.custom_op("linger::recurrent_backward", mutates_args=())
 def recurrent_backward(
     kind: str, g_rows: Tensor, g_h: Tensor, g_c: Tensor, saved: list[Tensor], w: Tensor, w_hr: Tensor | None, h0: Tensor,
-    c0: Tensor, scale: Tensor, sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, biased: bool,
+    c0: Tensor, scale: Tensor, sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, train: bool, biased: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of acc, w, b, w_hr, h0 and c0; empty where there is no such tensor."""
-    s, rows = _setting(scale, chip, bits, wide, relu), _rows(sizes, reverse)
-    h_first, c_first = _first(h0, c0, s)
+    s, rows = _setting(scale, chip, bits, wide, relu, train), _rows(sizes, reverse)
     none = g_rows.new_zeros(0)
     d_c = d_hr = none
     if kind == "lstm":
-        d_a, d_h, d_c, given = step.lstm_backward((g_rows, g_h, g_c), saved, w, w_hr, h_first, c_first, rows, s)
-        d_b, hs = d_a, saved[6]
-        d_hr = none if given is None else given
+        d_a, d_h, d_c, given = step.lstm_backward((g_rows, g_h, g_c), saved, w, w_hr, rows, 2.0**-s.how.fraction)
+        d_b, d_hr = d_a, none if given is None else given
     elif kind == "gru":
-        d_a, d_b, d_h = step.gru_backward((g_rows, g_h), saved, w, rows, s)
-        hs = saved[-1]
+        d_a, d_b, d_h = step.gru_backward((g_rows, g_h), saved, w, rows)
     else:
-        d_a, d_h = step.rnn_backward((g_rows, g_h), saved, w, rows, s)
-        d_b, hs = d_a, saved[-1]
+        d_a, d_h = step.rnn_backward((g_rows, g_h), saved, w, rows)
+        d_b = d_a
+    hs = saved[0]
+    h_first = _first(h0, c0, s)[0]
     before = (rows.predecessors(hs, h_first) / scale.to(hs.dtype)).to(d_b.dtype)
     d_bias = d_b.sum(0) if biased else none
     return [d_a, d_b.t() @ before, d_bias, d_hr, d_h.clone(), d_c.clone() if kind == "lstm" else none.clone()]
@@ -107,7 +114,7 @@ def recurrent_backward(
 @recurrent_backward.register_fake
 def _(
     kind: str, g_rows: Tensor, g_h: Tensor, g_c: Tensor, saved: list[Tensor], w: Tensor, w_hr: Tensor | None, h0: Tensor,
-    c0: Tensor, scale: Tensor, sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, biased: bool,
+    c0: Tensor, scale: Tensor, sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, train: bool, biased: bool,
 ) -> list[Tensor]:  # fmt: skip
     acc, none = g_rows.new_empty(g_rows.shape[0], w.shape[0]), g_rows.new_empty(0)
     return [
@@ -132,15 +139,37 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     g_rows = w.new_zeros(rows, h0.shape[1]) if grads[0] is None else grads[0].contiguous()
     g_h = torch.zeros_like(h0) if grads[1] is None else grads[1].contiguous()
     g_c = torch.zeros_like(c0) if grads[2] is None else grads[2].contiguous()
-    d_a, d_w, d_b, d_hr, d_h, d_c = recurrent_backward(
+    function = recurrent_backward if torch.compiler.is_compiling() else recurrent_backward._init_fn
+    d_a, d_w, d_b, d_hr, d_h, d_c = function(
         ctx.kind, g_rows, g_h, g_c, saved, w, w_hr, h0, c0, scale, sizes, *ctx.rest, ctx.biased
     )
     d_c = d_c if ctx.kind == "lstm" else None
     given = d_a, d_w, d_b if ctx.biased else None, d_hr if ctx.projected else None, d_h, d_c
-    return (None, *given, *[None] * 7)
+    return (None, *given, *[None] * 8)
 
 
 recurrent.register_autograd(_gradient, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without its dispatcher, which costs more than a few steps."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = recurrent._init_fn(*inputs)
+        _keep(ctx, inputs, output)
+        return tuple(output[:3])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return _gradient(ctx, list(grads))
+
+
+def layer(*inputs: Any) -> Sequence[Tensor]:
+    """``recurrent``: an operator where a compiler looks, else its loops; h of every row, the last h and the last c."""
+    if torch.compiler.is_compiling():
+        return recurrent(*inputs)[:3]
+    return _Eager.apply(*inputs)  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("linger::recurrent_ideal", mutates_args=())

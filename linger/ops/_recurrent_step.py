@@ -26,13 +26,16 @@ Saved = list[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a cell computes with. ``scale``: of the hidden state (0-d), ``bits`` its width, ``wide``: products need float64."""
+    """What a cell computes with. ``scale``: of the hidden state (0-d), ``bits`` its width, ``wide``: products need float64,
+    ``relu``: an RNN's function, ``train``: a gradient is wanted.
+    """
 
     how: Arithmetic
     scale: Tensor
     bits: int
     wide: bool
     relu: bool = False
+    train: bool = False
 
     @property
     def tables(self) -> Functions:
@@ -65,6 +68,7 @@ class Recurrent:
         self.kind, self.top = kind, s.limit
         self.same = kind == s.tables.dtype
         self.dtype = s.tables.dtype
+        self.half = w.new_full((), 0.5, dtype=self.dtype)
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h if self.same else h.to(self.kind)
@@ -72,38 +76,99 @@ class Recurrent:
         out = (
             out if self.same else out.to(self.dtype)
         )  # before the half is added: beyond 2^23 float32 has no room for it
-        return out.add_(0.5).floor_().clamp_(-self.top, self.top - 1)
+        return out.add_(self.half).floor_().clamp_(-self.top, self.top - 1)
 
 
-def rounded(v: Tensor, factor: float) -> Tensor:
-    """floor(v * factor + 1/2)."""
-    return torch.mul(v, factor).add_(0.5).floor_()
+class Rounded:
+    """floor(v * factor + 1/2) with constants of the cell's own type on its device."""
+
+    def __init__(self, factor: float | Tensor, like: Tensor) -> None:
+        self.half = like.new_full((), 0.5)
+        self.factor = factor.to(like.dtype) if isinstance(factor, Tensor) else like.new_full((), factor)
+
+    def __call__(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.addcmul(self.half, v, self.factor, out=out).floor_()
 
 
 # --- LSTM
 
 
-@dataclass(frozen=True, kw_only=True)
 class Projection:
-    """W_hr p: the weight (P, H) as it multiplies integers of G fraction bits into units of the hidden state."""
+    """W_hr p in units of the hidden state, p of G fraction bits; ``w`` (P, H) real values on their grid."""
 
-    weight: Tensor
-    fraction: int
+    def __init__(self, w: Tensor, s: Setting, like: Tensor) -> None:
+        g, kind = s.how.fraction, torch.float64 if s.wide or not s.how.narrow else torch.float32
+        self.weight = (w.to(kind) * (s.scale.to(kind) * 2.0**-g)).t().contiguous()
+        self.top, self.full = 2.0**g, Rounded(2.0**-g, like)
 
-    def __call__(self, ok: Tensor) -> tuple[Tensor, Tensor]:
-        """p (integers of G fraction bits) and W_hr p in units of h."""
-        g = self.fraction
-        p = rounded(ok, 2.0**-g).clamp_(-(2.0**g), 2.0**g - 1)
-        return p, torch.mm(p.to(self.weight.dtype), self.weight).to(p.dtype)
+    def __call__(self, ok: Tensor, p: Tensor) -> Tensor:
+        self.full(ok, p).clamp_(-self.top, self.top - 1)
+        return torch.mm(p.to(self.weight.dtype), self.weight).to(p.dtype)
+
+
+class LSTMStep:
+    """Equations (3) to (5) of ``_cells`` for one step, in buffers that all steps share."""
+
+    def __init__(
+        self, w: Tensor, b: Tensor | None, w_hr: Tensor | None, a: Tensor, count: int, size: int, s: Setting
+    ) -> None:
+        self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
+        self.recur, self.project = Recurrent(w, b, s), None if w_hr is None else Projection(w_hr, s, a)
+        self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), a)
+        self.to_k = Rounded(2.0 ** (s.how.argument - 2 * g), a)
+        self.to_c = Rounded(2.0 ** (g - s.how.argument) if s.how.width == 32 else 2.0**-g, a)
+        self.unit = a.new_full((), 2.0**-g)
+        self.gates, self.k, self.tanh = (a.new_empty(count, n * size) for n in (4, 1, 1))
+        self.slopes, self.slope = (a.new_empty(count, n * size, dtype=torch.float32) for n in (4, 1))
+
+    def __call__(self, a: Tensor, h: Tensor, c: Tensor, h_new: Tensor, c_new: Tensor, p: Tensor, made: Saved) -> None:
+        """From the input's arguments ``a`` (overwritten) and the states to the new ones; ``made`` as in ``lstm_forward``."""
+        s, n = self.s, len(a)
+        gates, k, tanh, slopes, slope = (x[:n] for x in (self.gates, self.k, self.tanh, self.slopes, self.slope))
+        a.add_(self.recur(h)).clamp_(-s.limit, s.limit - 1)
+        self.f.gates(a, 3 * self.size, gates, slopes if made else None)
+        o, i, keep, new = gates.view(n, 4, self.size).unbind(1)
+        kept = torch.mul(keep, c)
+        inside = None
+        if not s.how.narrow:
+            inside = kept.abs() <= 2.0**31 if made else None
+            kept.clamp_(-(2.0**31), 2.0**31 - 1)
+        total = kept.addcmul_(i, new)
+        self.to_k(total, k).clamp_(-s.limit, s.limit - 1)
+        self.to_c(k if s.how.width == 32 else total, c_new)
+        self.f.gates(k, 0, tanh, slope if made else None)
+        raw = self.to_h(torch.mul(o, tanh)) if self.project is None else self.projected(torch.mul(o, tanh), p)
+        torch.clamp(raw, -s.top, s.top - 1, out=h_new)
+        if made:
+            self.factors((o, i, keep, new, tanh, c), slopes.view(n, 4, self.size), slope, inside, made)
+            torch.eq(raw, h_new, out=made[0])
+
+    def projected(self, ok: Tensor, p: Tensor) -> Tensor:
+        assert self.project is not None
+        return self.project(ok, p).add_(self.to_h.half).floor_()
+
+    def factors(
+        self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor | None, made: Saved
+    ) -> None:
+        """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
+        o, i, keep, new, tanh, c = values
+        _, to_gates, to_cell, kept = made
+        torch.mul(keep, self.unit, out=kept)
+        if inside is not None:
+            kept.mul_(inside)
+            c = torch.mul(c, inside)
+        for k, value in enumerate((tanh, new, c, i)):
+            torch.mul(slopes[:, k], value, out=to_gates[:, k])
+        torch.mul(o, slope, out=to_cell)
 
 
 def lstm_forward(
     a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
 ) -> Saved:
-    """Equations (3) to (5) of ``_cells``.
+    """All steps of one direction.
 
     Args:
-        a: arguments of the input (rows, 4 H), gates o, i, f, g.
+        a: arguments of the input (rows, 4 H), gates o, i, f, g; overwritten.
         w: (4 H, P or H).
         b: (4 H,).
         w_hr: (P, H) or None.
@@ -113,169 +178,130 @@ def lstm_forward(
         s: the arithmetic.
 
     Returns:
-        z (rows, 4 H), gates (rows, 4 H), k, tanh(k), c (rows, H), h before its saturation, h (rows, P or H), p (empty, or (rows, H)).
+        h (rows, P or H), c (rows, H), p (rows, H; empty without w_hr); then, empty where no gradient is wanted: where h did
+        not saturate, and the factors of the gates (rows, 4, H), of tanh(k) and of the previous cell state (rows, H).
     """
-    how, f, size = s.how, s.tables, c.shape[1]
-    g, recur = how.fraction, Recurrent(w, b, s)
-    project = None if w_hr is None else _projection(w_hr, s)
-    to_h = (s.scale.double() * 2.0 ** (-2 * g)).to(f.dtype)
-    half = torch.full_like(to_h, 0.5)
-    z, gates = torch.empty_like(a), torch.empty_like(a)
-    k, tk, cs, p = (a.new_empty(a.shape[0], size) for _ in range(4))
-    raw, hs = (a.new_empty(a.shape[0], h.shape[1]) for _ in range(2))
-    h0, c0, product = h, c, 2.0**31
-    for a_t, z_t, v_t, k_t, tk_t, c_t, p_t, raw_t, h_t in zip(
-        *map(rows.split, (a, z, gates, k, tk, cs, p, raw, hs)), strict=True
-    ):
-        n = len(a_t)
-        h, c = rows.before(h, h0, n), rows.before(c, c0, n)
-        torch.add(a_t, recur(h), out=z_t).clamp_(-s.limit, s.limit - 1)
-        f.gates(z_t, 3 * size, v_t)
-        o, i, keep, new = v_t.view(n, 4, size).unbind(1)
-        kept = torch.mul(keep, c)
-        if not how.narrow:
-            kept.clamp_(-product, product - 1)
-        total = kept.addcmul_(i, new)
-        torch.mul(total, 2.0 ** (how.argument - 2 * g), out=k_t).add_(0.5).floor_().clamp_(-s.limit, s.limit - 1)
-        source, factor = (k_t, 2.0 ** (g - how.argument)) if how.width == 32 else (total, 2.0**-g)
-        torch.mul(source, factor, out=c_t).add_(0.5).floor_()
-        f.gates(k_t, 0, tk_t)
-        if project is None:
-            torch.addcmul(half, torch.mul(o, tk_t), to_h, out=raw_t).floor_()
-        else:
-            full, out = project(torch.mul(o, tk_t))
-            p_t.copy_(full)
-            torch.add(out, 0.5, out=raw_t).floor_()
-        torch.clamp(raw_t, -s.top, s.top - 1, out=h_t)
+    count, size, out, wanted = len(a), c.shape[1], h.shape[1], len(a) * s.train
+    hs, cs = a.new_empty(count, out), a.new_empty(count, size)
+    p = a.new_empty(0 if w_hr is None else count, size)
+    on, made = a.new_empty(wanted, out, dtype=torch.bool), a.new_empty(wanted, 4, size, dtype=torch.float32)
+    cell, keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
+    step = LSTMStep(w, b, w_hr, a, rows.sizes[0], size, s)
+    ps = rows.split(p) if w_hr is not None else [p] * len(rows.sizes)
+    factors = zip(*map(rows.split, (on, made, cell, keep)), strict=True) if s.train else [()] * len(rows.sizes)
+    h0, c0 = h, c
+    for a_t, h_t, c_t, p_t, made_t in zip(*map(rows.split, (a, hs, cs)), ps, factors, strict=True):
+        step(a_t, rows.before(h, h0, len(a_t)), rows.before(c, c0, len(a_t)), h_t, c_t, p_t, list(made_t))
         h, c = h_t, c_t
-    return [z, gates, k, tk, cs, raw, hs, p if project is not None else p[:0]]
-
-
-def _projection(w_hr: Tensor, s: Setting) -> Projection:
-    kind = torch.float64 if s.wide or not s.how.narrow else torch.float32
-    return Projection(
-        weight=(w_hr.to(kind) * (s.scale.to(kind) * 2.0**-s.how.fraction)).t().contiguous(), fraction=s.how.fraction
-    )
+    return [hs, cs, p, on, made, cell, keep]
 
 
 def lstm_backward(
-    grads: Sequence[Tensor],
-    saved: Sequence[Tensor],
-    w: Tensor,
-    w_hr: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    rows: Rows,
-    s: Setting,
+    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, w_hr: Tensor | None, rows: Rows, unit: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of the arguments (rows, 4 H), of h0, c0 and w_hr, from those of h (rows, P or H), the last h and the last c."""
-    z, gates, k, tk, cs, raw, hs, p = saved
-    dtype, size, g = grads[0].dtype, cs.shape[1], s.how.fraction
-    o, i, keep, new = gates.to(dtype).mul(2.0**-g).view(-1, 4, size).unbind(1)
-    tanh_k = tk.to(dtype).mul_(2.0**-g)
-    before = rows.predecessors(cs, c0)
-    c = before.to(dtype) * 2.0**-g
-    if not s.how.narrow:
-        inside = (before * gates.view(-1, 4, size)[:, 2]).abs_() <= 2.0**31
-        keep, c = keep * inside, c * inside
-    slope = gate_slopes(z, 3 * size, s.how.argument, dtype).view(-1, 4, size)
-    factors = torch.stack([tanh_k, new, c, i], 1).mul_(slope)
-    slope_k = torch.tanh(k.to(dtype).mul_(2.0**-s.how.argument)).square_().neg_().add_(1).mul_(o)
-    unclamped = raw == hs
-    if w_hr is None:
-        slope_k.mul_(unclamped)
-        factors[:, 0].mul_(unclamped)
-    made, d_out = torch.empty_like(factors), torch.empty_like(grads[0]) if w_hr is not None else grads[0][:0]
+    """Gradients of the arguments (rows, 4 H), of h0, c0 and w_hr, from those of h (rows, P or H), the last h and the last c.
+
+    ``unit``: 2^-G, of p.
+    """
+    _, _, p, on, factors, cell, keep = saved
+    made = torch.empty_like(factors)
+    d_out = torch.empty_like(grads[0])
     dh, dc = Carried(grads[1], rows), Carried(grads[2], rows)
-    weight = w.to(dtype)
-    lists = [x[::-1] for x in map(rows.split, (grads[0], factors, slope_k, keep, made, unclamped))]
-    outs = rows.split(d_out)[::-1] if w_hr is not None else [d_out] * len(lists[0])
-    for g_t, f_t, sk_t, keep_t, d_t, on_t, out_t in zip(*lists, outs, strict=True):
+    lists = (x[::-1] for x in map(rows.split, (grads[0], on, factors, cell, keep, made, d_out)))
+    for g_t, on_t, f_t, cell_t, keep_t, d_t, out_t in zip(*lists, strict=True):
         n = len(g_t)
-        d_h = torch.add(g_t, dh.arrive(n))
+        d_h = torch.add(g_t, dh.arrive(n), out=out_t).mul_(on_t)
         if w_hr is not None:
-            d_h = torch.mul(d_h, on_t, out=out_t) @ w_hr.to(dtype)
-        d_s = torch.addcmul(dc.arrive(n), d_h, sk_t)
+            d_h = torch.mm(d_h, w_hr)
+        d_s = torch.addcmul(dc.arrive(n), d_h, cell_t)
         torch.mul(f_t[:, 0], d_h, out=d_t[:, 0])
         torch.mul(f_t[:, 1:], d_s.unsqueeze(1), out=d_t[:, 1:])
         dc.now = torch.mul(d_s, keep_t)
-        dh.now = torch.mm(d_t.view(n, -1), weight)
-    d_hr = None if w_hr is None else d_out.t() @ p.to(dtype).mul_(2.0**-g)
-    return made.view(-1, 4 * size), dh.first(), dc.first(), d_hr
-
-
-def gate_slopes(z: Tensor, sigmoids: int, fraction: int, dtype: torch.dtype) -> Tensor:
-    """The derivatives of the real sigmoid (of the first columns) and tanh at arguments of ``fraction`` fraction bits."""
-    real = z.to(dtype).mul_(2.0**-fraction) if z.dtype != dtype else z.mul(2.0**-fraction)
-    first, rest = real[:, :sigmoids], real[:, sigmoids:]
-    first.sigmoid_()
-    first.sub_(first.square())
-    rest.tanh_().square_().neg_().add_(1)
-    return real
+        dh.now = torch.mm(d_t.view(n, -1), w)
+    d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
+    return made.flatten(1), dh.first(), dc.first(), d_hr
 
 
 # --- GRU
 
 
+class GRUStep:
+    """Equations (6), (7) of ``_cells`` with S = q_h - G for one step, in buffers that all steps share."""
+
+    def __init__(self, w: Tensor, b: Tensor | None, a: Tensor, count: int, size: int, s: Setting) -> None:
+        self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
+        self.recur, self.one, self.product = Recurrent(w, b, s), a.new_full((), 2.0**g), 2.0 ** (2 * g + 1)
+        self.to_h, self.to_g = Rounded(s.scale.double() * 2.0 ** (-2 * g), a), Rounded(2.0**g / s.scale.double(), a)
+        self.reset, self.unit = Rounded(2.0**-g, a), a.new_full((), 2.0**-g)
+        self.gates, self.n, self.aligned = (a.new_empty(count, k * size) for k in (2, 1, 1))
+        self.slopes, self.slope = (a.new_empty(count, k * size, dtype=torch.float32) for k in (2, 1))
+
+    def __call__(self, a: Tensor, h: Tensor, h_new: Tensor, made: Saved) -> None:
+        """From the input's arguments ``a`` (overwritten) and the state to the new one; ``made`` as in ``gru_forward``."""
+        s, count, size = self.s, len(a), self.size
+        gates, n, aligned, slopes, slope = (
+            x[:count] for x in (self.gates, self.n, self.aligned, self.slopes, self.slope)
+        )
+        b = self.recur(h)
+        z = torch.add(a[:, : 2 * size], b[:, : 2 * size]).clamp_(-s.limit, s.limit - 1)
+        self.f.gates(z, 2 * size, gates, slopes if made else None)
+        r, keep, b_n = gates[:, :size], gates[:, size:], b[:, 2 * size :]
+        z_n = self.reset(torch.mul(r, b_n)).add_(a[:, 2 * size :]).clamp_(-s.limit, s.limit - 1)
+        self.f.gates(z_n, 0, n, slope if made else None)
+        kept = torch.mul(keep, self.to_g(h, aligned))
+        inside = kept.abs() <= self.product if made else None
+        drop = torch.sub(self.one, keep)
+        raw = self.to_h(kept.clamp_(-self.product, self.product - 1).addcmul_(drop, n))
+        torch.clamp(raw, -s.top, s.top - 1, out=h_new)
+        if inside is not None:
+            self.factors((r, keep, drop, b_n, n, aligned), slopes, slope, inside, made)
+            torch.eq(raw, h_new, out=made[0])
+
+    def factors(self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor, made: Saved) -> None:
+        """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
+        r, keep, drop, b_n, n, aligned = values
+        _, factors, kept, to_n = made
+        size, how = self.size, self.s.how
+        torch.mul(drop, slope, out=to_n)
+        torch.mul(torch.mul(aligned, inside).sub_(n), slopes[:, size:], out=factors[:, 1])
+        torch.mul(torch.mul(b_n, 2.0 ** (how.fraction - how.argument)).mul_(to_n), slopes[:, :size], out=factors[:, 0])
+        torch.mul(torch.mul(r, self.unit), to_n, out=factors[:, 2])
+        torch.mul(keep, self.unit, out=kept).mul_(inside)
+
+
 def gru_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> Saved:
-    """Equations (6), (7) of ``_cells`` with S = q_h - G.
+    """All steps of one direction; arguments as in ``lstm_forward``, gates r, z, n.
 
     Returns:
-        z of r and z (rows, 2 H), their gates, b_n, the argument of n, n, h aligned to G, h before its saturation, h (rows, H).
+        h (rows, H); then, empty where no gradient is wanted: where h did not saturate, and the factors of the gates (rows, 3,
+        H), of the previous state and of n (rows, H).
     """
-    f, size, g = s.tables, h.shape[1], s.how.fraction
-    recur, one, product = Recurrent(w, b, s), 2.0**g, 2.0 ** (2 * g + 1)
-    to_g = (one / s.scale.double()).to(f.dtype)
-    to_h = (s.scale.double() * 2.0 ** (-2 * g)).to(f.dtype)
-    half = torch.full_like(to_h, 0.5)
-    z, gates = (a.new_empty(a.shape[0], 2 * size) for _ in range(2))
-    bn, zn, vn, ag, raw, hs = (a.new_empty(a.shape[0], size) for _ in range(6))
+    count, size, wanted = len(a), h.shape[1], len(a) * s.train
+    hs, on = a.new_empty(count, size), a.new_empty(wanted, size, dtype=torch.bool)
+    made, kept, to_n = (a.new_empty(wanted, *k, size, dtype=torch.float32) for k in ((3,), (), ()))
+    step = GRUStep(w, b, a, rows.sizes[0], size, s)
+    factors = zip(*map(rows.split, (on, made, kept, to_n)), strict=True) if s.train else [()] * len(rows.sizes)
     h0 = h
-    lists = zip(*map(rows.split, (a, z, gates, bn, zn, vn, ag, raw, hs)), strict=True)
-    for a_t, z_t, v_t, bn_t, zn_t, vn_t, ag_t, raw_t, h_t in lists:
-        h = rows.before(h, h0, len(a_t))
-        b_t = recur(h)
-        torch.add(a_t[:, : 2 * size], b_t[:, : 2 * size], out=z_t).clamp_(-s.limit, s.limit - 1)
-        f.gates(z_t, 2 * size, v_t)
-        r, keep = v_t[:, :size], v_t[:, size:]
-        bn_t.copy_(b_t[:, 2 * size :])
-        reset = torch.mul(r, bn_t).mul_(2.0**-g).add_(0.5).floor_()
-        torch.add(a_t[:, 2 * size :], reset, out=zn_t).clamp_(-s.limit, s.limit - 1)
-        f.gates(zn_t, 0, vn_t)
-        torch.addcmul(half, h, to_g, out=ag_t).floor_()
-        kept = torch.mul(keep, ag_t).clamp_(-product, product - 1)
-        after = kept.addcmul_(torch.sub(one, keep), vn_t)
-        torch.addcmul(half, after, to_h, out=raw_t).floor_()
-        torch.clamp(raw_t, -s.top, s.top - 1, out=h_t)
+    for a_t, h_t, made_t in zip(*map(rows.split, (a, hs)), factors, strict=True):
+        step(a_t, rows.before(h, h0, len(a_t)), h_t, list(made_t))
         h = h_t
-    return [z, gates, bn, zn, vn, ag, raw, hs]
+    return [hs, on, made, kept, to_n]
 
 
 def gru_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows, s: Setting
+    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the input's arguments and of the state's (rows, 3 H), which differ in n by r, and of h0."""
-    z, gates, bn, zn, vn, ag, raw, hs = saved
-    dtype, size, g = grads[0].dtype, hs.shape[1], s.how.fraction
-    unit = 2.0**-g
-    r, keep = gates.to(dtype).mul_(unit).view(-1, 2, size).unbind(1)
-    slope_r, slope_z = gate_slopes(z, 2 * size, s.how.argument, dtype).view(-1, 2, size).unbind(1)
-    inside = (ag * gates[:, size:]).abs_() <= 2.0 ** (2 * g + 1)
-    unclamped = raw == hs
-    to_n = gate_slopes(zn, 0, s.how.argument, dtype).mul_(1 - keep).mul_(unclamped)
-    kept = keep * (inside & unclamped)
-    to_z = torch.where(inside, ag.to(dtype), 0).sub_(vn).mul_(unit).mul_(unclamped).mul_(slope_z)
-    to_r = bn.to(dtype).mul_(2.0**-s.how.argument).mul_(to_n).mul_(slope_r)
-    factors = torch.stack([to_r, to_z, to_n * r], 1)
+    _, on, factors, kept, to_n = saved
     made, whole = torch.empty_like(factors), torch.empty_like(grads[0])
-    dh, weight = Carried(grads[1], rows), w.to(dtype)
-    lists = [x[::-1] for x in map(rows.split, (grads[0], factors, kept, made, whole))]
-    for g_t, f_t, kept_t, d_t, all_t in zip(*lists, strict=True):
-        d_h = torch.add(g_t, dh.arrive(len(g_t)), out=all_t)
+    dh = Carried(grads[1], rows)
+    lists = (x[::-1] for x in map(rows.split, (grads[0], on, factors, kept, made, whole)))
+    for g_t, on_t, f_t, kept_t, d_t, all_t in zip(*lists, strict=True):
+        d_h = torch.add(g_t, dh.arrive(len(g_t)), out=all_t).mul_(on_t)
         torch.mul(f_t, d_h.unsqueeze(1), out=d_t)
-        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.view(len(g_t), -1), weight)
-    of_state = made.view(-1, 3 * size)
-    of_input = torch.cat([of_state[:, : 2 * size], whole.mul_(to_n)], 1)
+        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.view(len(g_t), -1), w)
+    of_state = made.flatten(1)
+    of_input = torch.cat([of_state[:, : -whole.shape[1]], whole.mul_(to_n)], 1)
     return of_input, of_state, dh.first()
 
 
@@ -283,41 +309,33 @@ def gru_backward(
 
 
 def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> Saved:
-    """Equation (8) of ``_cells``.
+    """Equation (8) of ``_cells`` for all steps of one direction; arguments as in ``lstm_forward``.
 
     Returns:
-        The argument, h before its saturation, and h, each (rows, H).
+        h (rows, H), and the factor of the argument, empty where no gradient is wanted.
     """
     f, recur = s.tables, Recurrent(w, b, s)
-    fraction = s.how.argument if s.relu else s.how.fraction
-    to_h = (s.scale.double() * 2.0**-fraction).to(f.dtype)
-    half = torch.full_like(to_h, 0.5)
-    z, raw, hs = (torch.empty_like(a) for _ in range(3))
+    to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), a)
+    hs, made = torch.empty_like(a), torch.empty_like(a, dtype=torch.float32)
     h0 = h
-    for a_t, z_t, raw_t, h_t in zip(*map(rows.split, (a, z, raw, hs)), strict=True):
-        h = rows.before(h, h0, len(a_t))
-        torch.add(a_t, recur(h), out=z_t).clamp_(-s.limit, s.limit - 1)
-        value = torch.relu(z_t) if s.relu else f.gates(z_t, 0, torch.empty_like(z_t))
-        torch.addcmul(half, value, to_h, out=raw_t).floor_()
-        torch.clamp(raw_t, -s.top, s.top - 1, out=h_t)
+    for a_t, h_t, made_t in zip(*map(rows.split, (a, hs, made)), strict=True):
+        a_t.add_(recur(rows.before(h, h0, len(a_t)))).clamp_(-s.limit, s.limit - 1)
+        value = torch.relu(a_t)
+        if not s.relu:
+            f.gates(a_t, 0, value, made_t if s.train else None)
+        elif s.train:
+            made_t.copy_((a_t > 0) & (a_t < s.limit - 1))
+        raw = to_h(value)
+        torch.clamp(raw, -s.top, s.top - 1, out=h_t)
+        made_t.mul_(raw == h_t)
         h = h_t
-    return [z, raw, hs]
+    return [hs, made if s.relu else made.mul_(2.0**s.how.fraction)]
 
 
-def rnn_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows, s: Setting
-) -> tuple[Tensor, Tensor]:
+def rnn_backward(grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Gradients of the arguments (rows, H) and of h0."""
-    z, raw, hs = saved
-    dtype = grads[0].dtype
-    if s.relu:
-        slope = ((z > 0) & (z < s.limit - 1)).to(dtype)
-    else:
-        slope = gate_slopes(z, 0, s.how.argument, dtype)
-    slope.mul_(raw == hs)
-    made = torch.empty_like(slope)
-    dh, weight = Carried(grads[1], rows), w.to(dtype)
-    for g_t, s_t, d_t in zip(*(x[::-1] for x in map(rows.split, (grads[0], slope, made))), strict=True):
+    made, dh = torch.empty_like(grads[0]), Carried(grads[1], rows)
+    for g_t, s_t, d_t in zip(*(x[::-1] for x in map(rows.split, (grads[0], saved[1], made))), strict=True):
         torch.add(g_t, dh.arrive(len(g_t)), out=d_t).mul_(s_t)
-        dh.now = torch.mm(d_t, weight)
+        dh.now = torch.mm(d_t, w)
     return made, dh.first()
