@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
+from linger.onnx import packed
 from linger.onnx.builder import DTYPES, THINKER, Builder
 from linger.onnx.emit import written
 from linger.onnx.float_ops import FLOAT_OPS, OTHER, RANDOM, SIZED
@@ -38,6 +39,7 @@ class Writer:
         self.cast: dict[int, ir.Value] = {}
         self.islands: list[str] = []
         self.peaks: dict[str, float] = {}
+        self.packed: dict[int, packed.Padded] = {}
 
     # --- operands
 
@@ -157,8 +159,17 @@ class Writer:
 
     def node(self, node: Node) -> None:
         module = self.modules.get(node.module) if node.module is not None else None
+        if isinstance(module, IntModule) and module.several:
+            self.lowered(node, module)
+            return
+        if node.op == packed.UNPACK:
+            packed.unpack(self, node)
+            return
+        packed.refuse(self, node)
         if isinstance(module, IntModule):
             self.lowered(node, module)
+        elif node.op == packed.PACK:
+            packed.pack(self, node)
         elif self.is_constant(node):
             return  # written where it is used
         elif node.op in MOVES or node.op in INDEXING:
@@ -209,7 +220,7 @@ class Writer:
             if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
                 raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
             made = written(self, node, row)
-        if node.outputs[0].dtype != torch.bool:  # a comparison loses nothing
+        if node.outputs[0].dtype.is_floating_point:  # indices and truth values lose nothing
             self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
 
@@ -218,7 +229,7 @@ class Writer:
         module.require_ranges()
         held = {k: v for k, v in node.kwargs.items() if k in module.parameter_names and isinstance(v, Value)}
         stored = {v.id for v in held.values()}
-        values = [v for v in node.inputs() if v.id not in stored]
+        values, padded = packed.entered(self, [v for v in node.inputs() if v.id not in stored])
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
         taken = [
             (self.as_is(v), Operand(scale=1.0, bits=0, shape=v.shape, dtype=v.dtype))
@@ -235,6 +246,8 @@ class Writer:
         call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
         call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
         call |= {k: self.weight(v, k) for k, v in held.items()}
+        if padded is not None:
+            call["packed_first"] = padded.batch_first
         names = {k: self.key(v) for k, v in call.items() if k in held}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         peak = max((step.peak for step in steps), default=0.0)
@@ -252,6 +265,10 @@ class Writer:
             place[given.id] = result = _referred(ref, operands, made)
             if isinstance(ref, str) and result.shape is None:
                 result.shape = self.build.shape(given.shape)
+        if padded is not None:
+            shape = (*padded.shape[:-1], out.shape[-1])
+            self.packed[out.id] = replace(padded, shape=shape, clean=True)
+            self.exact[out.id].shape = self.build.shape(shape)
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]

@@ -172,8 +172,7 @@ def sequence(m: Any, operands: tuple[Operand, ...], packed_first: bool | None) -
         packed_first: whether a packed x lies batch first in the file; None where it is not packed.
     """
     packed = packed_first is not None
-    count = 2 if m.kind == "lstm" else 1
-    orders = packed and len(operands) in (4, 4 + count)
+    orders = packed and len(operands) > 2 and not operands[2].dtype.is_floating_point
     start = 1 + packed + 2 * orders
     states: tuple[Ref, ...] = tuple(range(start, len(operands)))
     batched = packed or len(operands[0].shape) == 3

@@ -125,7 +125,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: Any, output: list[Tensor]) -> None:
-    kind, acc, w, b, w_hr, h0, c0, scale, sizes, *rest = inputs
+    kind, _, w, b, w_hr, h0, c0, scale, sizes, *rest = inputs
     ctx.set_materialize_grads(False)
     held = [w, h0, c0, scale, sizes, *output[3:], *([] if w_hr is None else [w_hr])]
     ctx.save_for_backward(*held)
