@@ -65,7 +65,7 @@ CONVERSIONS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
             lambda net, key=key, bits=bits: linger.init(net, **{key: bits}), rf"^init: {key} is {bits!r}, allowed are .*; choose one",
         ) for key, bits in BITS
     },
-    "init a type without a twin": (lambda net: linger.init(net, quant_modules=nn.LSTM), r"^init: found LSTM, allowed are .*Conv2d"),
+    "init a type without a twin": (lambda net: linger.init(net, quant_modules=nn.Bilinear), r"^init: found Bilinear, allowed are .*Conv2d"),
     "init a string": (lambda net: linger.init(net, quant_modules="conv"), r"^init: found 'conv', allowed are"),
     "init a layer for a type": (lambda net: linger.init(net, quant_modules=net.conv), r"^init: found Conv2d\(3, 4.*allowed are"),
     "init a mode": (lambda net: linger.init(net, mode="max"), r"^init: mode is 'max', allowed is QuantMode.QValue"),

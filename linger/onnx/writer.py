@@ -26,6 +26,9 @@ from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
 
 
+ORDERS = ("empty_like", "scatter")  # PyTorch inverts the order of a packed sequence with them
+
+
 class Writer:
     """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
 
@@ -220,7 +223,9 @@ class Writer:
             if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
                 raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
             made = written(self, node, row)
-        if node.outputs[0].dtype.is_floating_point:  # indices and truth values lose nothing
+        if (
+            node.outputs[0].dtype != torch.bool and node.op not in ORDERS
+        ):  # a comparison loses nothing, nor does an order
             self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
 

@@ -47,8 +47,7 @@ ALLOWED_PARAMETER_BITS = (4, 8, 16)
 class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
-    ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
-    ``outputs`` are the names of the body's results.
+    ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq". ``outputs``: names of the body's results.
     ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
@@ -164,7 +163,7 @@ class IntModule(nn.Module):
             except LingerError as error:
                 error.module = error.module or self
                 raise
-            if not self.training:
+            if not (self.training or self.several):
                 self.remember(args, kwargs, out)
             return out
 
@@ -186,10 +185,8 @@ class IntModule(nn.Module):
                 self._buffers[name] = old.to(new.device)
         return self
 
-    def remember(self, args: Any, kwargs: Any, out: Any) -> None:
+    def remember(self, args: Any, kwargs: Any, out: Tensor) -> None:
         """Keep the grids of the calls of the first eval forward, for an exporter that has no values to look at."""
-        if self.several:
-            return
         forward = _symbolic.FORWARD.get()
         if self._seen_in in (None, forward):
             self._seen_in = forward

@@ -178,6 +178,16 @@ def ideal(
     relu: bool,
 ) -> Tensor:  # fmt: skip
     """Outputs of a layer on real values, all rows: how far its hidden state reaches. ``h0``, ``c0`` (directions, N, H)."""
+    if len(parameters) > (4 if biased else 2) * (2 if both else 1):  # a projection, which oneDNN lacks and warns of
+        with torch.backends.mkldnn.flags(enabled=False):
+            return _ideal(kind, x, parameters, h0, c0, sizes, biased, both, relu)
+    return _ideal(kind, x, parameters, h0, c0, sizes, biased, both, relu)
+
+
+def _ideal(
+    kind: str, x: Tensor, parameters: list[Tensor], h0: Tensor, c0: Tensor, sizes: Tensor, biased: bool, both: bool,
+    relu: bool,
+) -> Tensor:  # fmt: skip
     hx = (h0, c0) if kind == "lstm" else h0
     function = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_relu if relu else torch.rnn_tanh}[kind]
     counts = sizes.tolist()

@@ -117,7 +117,7 @@ class LSTMStep:
         self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), a)
         self.to_k = Rounded(2.0 ** (s.how.argument - 2 * g), a)
         self.to_c = Rounded(2.0 ** (g - s.how.argument) if s.how.width == 32 else 2.0**-g, a)
-        self.unit = a.new_full((), 2.0**-g)
+        self.unit32 = a.new_full((), 2.0**-g, dtype=torch.float32)
         self.gates, self.k, self.tanh = (a.new_empty(count, n * size) for n in (4, 1, 1))
         self.slopes, self.slope = (a.new_empty(count, n * size, dtype=torch.float32) for n in (4, 1))
 
@@ -151,9 +151,9 @@ class LSTMStep:
         self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor | None, made: Saved
     ) -> None:
         """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
-        o, i, keep, new, tanh, c = values
+        o, i, keep, new, tanh, c = (v.float() for v in values)
         _, to_gates, to_cell, kept = made
-        torch.mul(keep, self.unit, out=kept)
+        torch.mul(keep, self.unit32, out=kept)
         if inside is not None:
             kept.mul_(inside)
             c = torch.mul(c, inside)
@@ -232,7 +232,7 @@ class GRUStep:
         self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
         self.recur, self.one, self.product = Recurrent(w, b, s), a.new_full((), 2.0**g), 2.0 ** (2 * g + 1)
         self.to_h, self.to_g = Rounded(s.scale.double() * 2.0 ** (-2 * g), a), Rounded(2.0**g / s.scale.double(), a)
-        self.reset, self.unit = Rounded(2.0**-g, a), a.new_full((), 2.0**-g)
+        self.reset, self.unit32 = Rounded(2.0**-g, a), a.new_full((), 2.0**-g, dtype=torch.float32)
         self.gates, self.n, self.aligned = (a.new_empty(count, k * size) for k in (2, 1, 1))
         self.slopes, self.slope = (a.new_empty(count, k * size, dtype=torch.float32) for k in (2, 1))
 
@@ -259,14 +259,14 @@ class GRUStep:
 
     def factors(self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor, made: Saved) -> None:
         """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
-        r, keep, drop, b_n, n, aligned = values
+        r, keep, drop, b_n, n, aligned = (v.float() for v in values)
         _, factors, kept, to_n = made
         size, how = self.size, self.s.how
         torch.mul(drop, slope, out=to_n)
         torch.mul(torch.mul(aligned, inside).sub_(n), slopes[:, size:], out=factors[:, 1])
         torch.mul(torch.mul(b_n, 2.0 ** (how.fraction - how.argument)).mul_(to_n), slopes[:, :size], out=factors[:, 0])
-        torch.mul(torch.mul(r, self.unit), to_n, out=factors[:, 2])
-        torch.mul(keep, self.unit, out=kept).mul_(inside)
+        torch.mul(torch.mul(r, self.unit32), to_n, out=factors[:, 2])
+        torch.mul(keep, self.unit32, out=kept).mul_(inside)
 
 
 def gru_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> Saved:

@@ -1,11 +1,11 @@
 """The chips' sigmoid and tanh inside a recurrent layer: arguments and values are integers held in floats, on any device.
 
-A 16-bit argument indexes a table of all values. A 32-bit one finds its segment, and
+A 16-bit argument z indexes a table of all values. A 32-bit one is cut into j, its upper 20 bits, and the lower 12: no function
+rises by more than 1 (a value of 15 fraction bits) while j stays, so that one number per j says where it does,
 
-    y = floor(slope z + bias)        slope, bias of the segment, in units of a value of Q15           (1)
+    y = floor(e[j] + (z mod 2^12) / 2^12),   e[j] = y(j 2^12) + 1 - t / 2^12                           (1)
 
-is computed in float64. It is exact although slope z has up to 58 bits: the rounding is below 2^-37 units, and no argument comes
-so near to the next integer without being one (tests enumerate all values of all segments).
+with t the first of the lower bits at which the value is y(j 2^12) + 1; e[j] = y(j 2^12) where there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from linger.ops._cells import Arithmetic, applied
 from linger.targets._pwl import Pwl
 
-INT16 = 2**15
+LOWER = 12  # bits of a 32-bit argument that do not index
 
 
 class Functions:
@@ -30,49 +30,42 @@ class Functions:
         self.dtype = torch.float32 if how.narrow else torch.float64
         self.short = how.width == 16
         self.rows: dict[tuple[int, int], Tensor] = {}
+        make = all_values if self.short else rises
+        tables = [make(f, how.fraction) for f in (how.sigmoid, how.tanh)]
+        self.half = len(tables[0]) // 2
+        self.table = torch.tensor(np.concatenate(tables), dtype=self.dtype, device=device)
+        self.cut = torch.tensor(2.0**-LOWER, dtype=self.dtype, device=device)
         if self.short:
-            z = np.arange(-INT16, INT16)
-            values = [applied(np.maximum(z, -INT16 + 1) if f.symmetric else z, f, how.fraction) for f in self.both]
-            self.table = torch.tensor(np.concatenate(values), dtype=self.dtype, device=device)
-            self.slopes = slopes_of(torch.tensor(z[:, None], device=device), how)
-        else:
-            self.lines = [segments(f, device) for f in self.both]
-
-    @property
-    def both(self) -> tuple[Pwl, Pwl]:
-        return self.how.sigmoid, self.how.tanh
+            arguments = torch.arange(-self.half, self.half, device=device)[:, None]
+            self.slopes = torch.cat([derivatives(arguments, n, how).view(-1) for n in (1, 0)])
 
     def gates(self, z: Tensor, sigmoids: int, out: Tensor, slope: Tensor | None = None) -> None:
         """The first ``sigmoids`` columns through sigmoid, the rest through tanh; z, out (n, columns), contiguous.
 
         ``slope`` becomes the derivatives of the real functions, times 2^-G.
         """
+        offsets = self.offsets(sigmoids, z.shape[1])
         if self.short:
-            row = torch.add(z, self.offsets(sigmoids, z.shape[1])).int().view(-1)
+            row = torch.add(z, offsets).int().view(-1)
             torch.index_select(self.table, 0, row, out=out.view(-1))
-            if slope is not None:
-                torch.index_select(self.slopes, 0, row, out=slope.view(-1))
-            return
-        for part, to, which in ((z[:, :sigmoids], out[:, :sigmoids], 0), (z[:, sigmoids:], out[:, sigmoids:], 1)):
-            if part.shape[1]:
-                self.line(part, which, to)
-        if slope is not None:
+        else:
+            exact = torch.mul(z, self.cut)
+            upper = torch.floor(exact)
+            row = torch.add(upper, offsets).int().view(-1)
+            torch.index_select(self.table, 0, row, out=out.view(-1))
+            out.add_(exact.sub_(upper)).floor_()
+        if slope is not None and self.short:
+            torch.index_select(self.slopes, 0, row, out=slope.view(-1))
+        elif slope is not None:
             slope.copy_(derivatives(z, sigmoids, self.how))
 
     def offsets(self, sigmoids: int, columns: int) -> Tensor:
         """The row of argument 0 for every column, as floats that are integers."""
         found = self.rows.get((sigmoids, columns))
         if found is None:
-            rows = [INT16] * sigmoids + [3 * INT16] * (columns - sigmoids)
+            rows = [self.half] * sigmoids + [3 * self.half] * (columns - sigmoids)
             found = self.rows[sigmoids, columns] = torch.tensor(rows, dtype=self.dtype, device=self.device)
         return found
-
-    def line(self, z: Tensor, which: int, out: Tensor) -> None:
-        """Equation (1) on float64 integers."""
-        edges, slope, bias = self.lines[which]
-        row = torch.bucketize(z.contiguous(), edges, out_int32=True).view(-1)
-        s, b = slope.index_select(0, row).view(z.shape), bias.index_select(0, row).view(z.shape)
-        torch.addcmul(b, z, s, out=out).floor_()
 
 
 def derivatives(z: Tensor, sigmoids: int, how: Arithmetic) -> Tensor:
@@ -85,21 +78,24 @@ def derivatives(z: Tensor, sigmoids: int, how: Arithmetic) -> Tensor:
     return real.mul_(2.0**-how.fraction)
 
 
-def slopes_of(z: Tensor, how: Arithmetic) -> Tensor:
-    """``derivatives`` of every 16-bit argument, those of sigmoid before those of tanh."""
-    return torch.cat([derivatives(z, n, how) for n in (1, 0)]).view(-1)
+def all_values(table: Pwl, fraction: int) -> np.ndarray:
+    """The values of all 16-bit arguments, from the lowest on."""
+    return applied(np.arange(-(2**15), 2**15), table, fraction)
 
 
-def segments(table: Pwl, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Last arguments of the segments from the lowest on, and their slopes and biases in units of a value of Q15."""
-    edges = [*(-b - 1 for b in table.bands[::-1]), -1, *table.bands]
-    slopes = np.array([*table.negative[0][::-1], *table.positive[0]], np.float64)
-    biases = [*table.negative[1][::-1], *table.positive[1]]
-    shift, half = (table.bias_shift, 2**26) if table.rounded else (27, 0)
-    units = np.array([float((b << shift) + half + 2**42) for b in biases])
-    made = (np.array(edges, np.float64), slopes * 2.0**-43, units * 2.0**-43)
-    edge, slope, bias = (torch.tensor(m, device=device) for m in made)
-    return edge, slope, bias
+def rises(table: Pwl, fraction: int) -> np.ndarray:
+    """e of equation (1) for all j, from the lowest on: float64."""
+    start = np.arange(-(2**19), 2**19) << LOWER
+    first = applied(start, table, fraction)
+    found = first.astype(np.float64)
+    step = np.flatnonzero(applied(start + 2**LOWER - 1, table, fraction) > first)
+    low, high = np.zeros(len(step), np.int64), np.full(len(step), 2**LOWER - 1)  # value at low, and one more at high
+    for _ in range(LOWER):
+        middle = (low + high) >> 1
+        risen = applied(start[step] + middle, table, fraction) > first[step]
+        low, high = np.where(risen, low, middle), np.where(risen, middle, high)
+    found[step] += 1 - high / 2**LOWER
+    return found
 
 
 @functools.cache
