@@ -197,35 +197,31 @@ def test_engine_vectors_in_onnx_runtime(case: Path) -> None:
     wanted = BY_NAME[node.op_type].run(x, *stored, **options)
     words = {"batch_first": bool(said["batch_first"]) != TARGETS[chip].time_swapped, "reverse": not said["go_forward"]}
     form = Form(kind=kind, platform=chip, bits=8, words=frozenset(w for w, on in words.items() if on))
+    made = with_body(model, form, said)
     for level in LEVELS:
-        found = run_body(model, form, said).get(level)(x)
+        found = session(made, level).run(None, {made.graph.input[0].name: x})
         for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
             assert np.array_equal(a, b)
             if kind == "lstm" and UNDEFINED.get((chip, "LSTM")) != i:
                 assert np.array_equal(a, np.load(GOLDEN / case / f"out_{i}.npy"))
 
 
-def run_body(model: onnx.ModelProto, form: Form, said: dict[str, Any]) -> dict[str, Any]:
-    """level -> a function that runs the model's one node with our body in ONNX Runtime."""
+def with_body(model: onnx.ModelProto, form: Form, said: dict[str, Any]) -> onnx.ModelProto:
+    """The model's one node with our body."""
     node = model.graph.node[0]
     op = BY_NAME[node.op_type]
     inputs, text = op.body(form.text, 17)
     if "scale_i" not in said:
         node.attribute.append(helper.make_attribute("scale_i", said["scale_x"]))
+    node.domain = "thinker"
     head = f'<domain: "thinker", opset_import: ["" : 17]>\n{node.op_type} <{", ".join(sorted({*said, "scale_i"}))}>'
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    made.functions.append(parser.parse_function(f"{head} ({inputs}) => ({op.outputs}) {{\n{text}}}"))
-    made.ir_version = 9
-    del made.opset_import[:]
-    made.opset_import.extend([helper.make_opsetid("", 17), helper.make_opsetid("thinker", 1)])
-    made.graph.node[0].domain = "thinker"
-    del made.graph.output[:], made.graph.value_info[:]
-    results = op.outputs.split(", ")
-    made.graph.output.extend(onnx.ValueInfoProto(name=n) for n in node.output[: len(results)])
-    return {
-        level: lambda x, level=level: session(made, level).run(None, {made.graph.input[0].name: x}) for level in LEVELS
-    }
+    model.functions.append(parser.parse_function(f"{head} ({inputs}) => ({op.outputs}) {{\n{text}}}"))
+    model.ir_version = 9
+    del model.opset_import[:], model.graph.output[:], model.graph.value_info[:]
+    model.opset_import.extend([helper.make_opsetid("", 17), helper.make_opsetid("thinker", 1)])
+    results = node.output[: len(op.outputs.split(", "))]
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in results)
+    return model
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -26,7 +26,7 @@ from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
 
 
-ORDERS = ("empty_like", "scatter")  # PyTorch inverts the order of a packed sequence with them
+ORDERS = ("empty_like", "scatter", "arange")  # what PyTorch inverts the order of a packed sequence with
 
 
 class Writer:
@@ -228,6 +228,12 @@ class Writer:
         ):  # a comparison loses nothing, nor does an order
             self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
+
+    def orders(self, node: Node) -> bool:
+        """Whether a call only serves to invert an order."""
+        made = {v.id for v in node.outputs}
+        readers = [n for n in self.graph.nodes if any(v.id in made for v in n.inputs())]
+        return node.op == "scatter" or (node.op in ORDERS and bool(readers) and all(n.op == "scatter" for n in readers))
 
     def lowered(self, node: Node, module: IntModule) -> None:
         assert node.module is not None

@@ -1,7 +1,7 @@
 """One LSTM, GRU or RNN node as standard ONNX ops: a Scan over the steps in float64, which holds every integer of the cells.
 
 The product of all inputs is a Gemm of two axes: ONNX Runtime 1.32 dies of a MatMul behind a Transpose and a Cast, which may be
-of the layer before.
+of the layer before; a Transpose of this one is in front of its last Cast.
 """
 
 from __future__ import annotations
@@ -329,8 +329,8 @@ def _masked(form: Form) -> str:
 
 def _after(form: Form, opset: int) -> str:
     to = ONNX_INT[form.bits]
-    swapped = "batch_first" in form.words
-    text = f"Yi = Cast <to: int = {to}> (Yd)\nY = {SWAP if swapped else 'Identity'} (Yi)\n"
+    swap = SWAP if "batch_first" in form.words else "Identity"
+    text = f"Yt = {swap} (Yd)\nY = Cast <to: int = {to}> (Yt)\n"
     text += f"Hi = Cast <to: int = {to}> (h_last)\n" + _axis("Unsqueeze", "Hi", "H", opset)
     if form.kind == "lstm":
         text += "Ci = Cast <to: int = 6> (c_last)\n" + _axis("Unsqueeze", "Ci", "C", opset)

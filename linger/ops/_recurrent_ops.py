@@ -179,8 +179,12 @@ def ideal(
 ) -> Tensor:  # fmt: skip
     """Outputs of a layer on real values, all rows: how far its hidden state reaches. ``h0``, ``c0`` (directions, N, H)."""
     if len(parameters) > (4 if biased else 2) * (2 if both else 1):  # a projection, which oneDNN lacks and warns of
-        with torch.backends.mkldnn.flags(enabled=False):
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
             return _ideal(kind, x, parameters, h0, c0, sizes, biased, both, relu)
+        finally:
+            torch._C._set_mkldnn_enabled(before)
     return _ideal(kind, x, parameters, h0, c0, sizes, biased, both, relu)
 
 
