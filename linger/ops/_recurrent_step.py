@@ -2,8 +2,8 @@
 
 Forward computes in LSB: every tensor holds integers, in float32 where gates have 8 bits, else in float64. Backward works on real
 values: the derivative of a rounding is 1, of a saturation 0 beyond its limits, of sigmoid and tanh that of the real function at
-the quantized argument; products take the quantized factors. An argument's saturation needs no 0 of its own, for there the
-derivative vanishes.
+the quantized argument; products take the quantized factors. The saturation of an argument of sigmoid or tanh needs
+no 0 of its own, for there the derivative vanishes.
 
 Gates are in the order o, i, f, g (LSTM) and r, z, n (GRU): first those with a sigmoid; in LSTM's backward the last three share
 a factor. All products over the whole sequence are outside of the loops.
