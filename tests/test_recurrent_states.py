@@ -22,7 +22,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "axes": (lambda m: m(torch.randn(4, 2, 3, D)), r"rnn: found an input of 4 axes.*allowed are 2 and, with a batch axis, 3"),
     "no step": (lambda m: m(torch.randn(0, 2, D)), r"rnn: found an input of shape \(0, 2, 6\), which has no step"),
     "no tensor": (lambda m: m([1.0]), r"rnn: found an input of type list, allowed are a tensor and a PackedSequence"),
-    "one state": (lambda m: m.rnn(torch.randn(4, 2, D), torch.zeros(1, 2, H)), r"rnn: found a Tensor as hx, allowed is a tuple of tensors \(h_0, c_0\)"),
+    "one state": (lambda m: m.rnn(torch.randn(4, 2, D), torch.zeros(1, 2, H)), r"^found a Tensor as hx, allowed is a tuple of tensors \(h_0, c_0\)"),
     "three states": (lambda m: m(torch.randn(4, 2, D), *[torch.zeros(1, 2, H)] * 3), r"rnn: found 3 values as hx, allowed is a tuple"),
     "hidden size": (
         lambda m: m(torch.randn(4, 2, D), torch.zeros(1, 2, H + 1), torch.zeros(1, 2, H)),
@@ -33,10 +33,10 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "layers of a state": (lambda m: m(torch.randn(4, 2, D), *[torch.zeros(2, 2, H)] * 2), r"rnn: found h_0 of shape \(2, 2, 10\)"),
     "packed features": (
-        lambda m: m.rnn(pack_padded_sequence(torch.randn(4, 2, 5), [4, 2])), r"rnn: found packed data of shape \(6, 5\), allowed are \(rows, input_size 6\)",
+        lambda m: m.rnn(pack_padded_sequence(torch.randn(4, 2, 5), [4, 2])), r"^found packed data of shape \(6, 5\), allowed are \(rows, input_size 6\)",
     ),
     "packed rows": (
-        lambda m: m.rnn(PackedSequence(torch.randn(5, D), torch.tensor([2, 2]))), r"rnn: found 5 rows and batch_sizes \[2, 2\], allowed are sizes on the CPU",
+        lambda m: m.rnn(PackedSequence(torch.randn(5, D), torch.tensor([2, 2]))), r"^found 5 rows and batch_sizes \[2, 2\], allowed are sizes on the CPU",
     ),
     "hidden_bits": (lambda m: linger.init(Net(nn.LSTM(2, 3)), hidden_bits=12), r"^init: hidden_bits is 12, allowed are 8, 16; choose one"),
     "hidden_bits of a module": (lambda m: linger.quant_module(nn.LSTM(2, 3), hidden_bits=32), r"^quant_module: hidden_bits is 32, allowed are 8, 16"),
@@ -80,10 +80,8 @@ def test_lengths_that_do_not_fit() -> None:
 def test_lengths_that_do_not_fit_in_the_runtime(lengths: list[int], match: str, tmp_path: Path) -> None:
     x = torch.randn(5, 2, D)
     net = fixed(Net(nn.GRU(D, H), True), (x, torch.tensor([5, 3])))
-    axes = {"lengths": {0: "n"}, "x": {1: "m"}}
     linger.onnx.export(net, (x, torch.tensor([5, 3])), tmp_path / "net.onnx", input_names=["x", "lengths"])
     model = linger.runtime.load(tmp_path / "net.onnx")
-    assert axes
     model.declared[1] = linger.runtime.Input(name="lengths", dtype=np.dtype(np.int64), shape=None)
     with pytest.raises(linger.LingerError, match=match):
         model(x.numpy(), np.array(lengths))
@@ -204,7 +202,7 @@ def test_normalized_layers_bound_parameters_and_output(kind: str) -> None:
     assert (net.rnn.weight_hh_l0.grad[outside].abs() == 0.01).all()
     made = linger.init(net)
     made(x)
-    assert float(made.eval()(x)[0].abs().max()) <= 0.25
+    assert float(made.eval()(x)[0].detach().abs().max()) <= 0.25
     packed = pack_padded_sequence(x, [5, 3, 1])
     assert isinstance(linger.normalize_layers(Net(LAYERS[kind](D, H))).rnn(packed)[0], PackedSequence)
 
@@ -221,6 +219,9 @@ def test_copies(kind: str) -> None:
     assert [id(p) for p in net.rnn.parameters()] == [id(p) for p in layer.parameters()]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
+)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_compiled(kind: str) -> None:
     """One graph, the same integers and gradients; PyTorch's compiler takes recurrent layers where it is told to."""
@@ -229,6 +230,7 @@ def test_compiled(kind: str) -> None:
     x = torch.randn(5, 3, D)
     net(x)
     other = copy.deepcopy(net)
+    torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):
         compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
         found, wanted = compiled(x)[0], net(x)[0]
@@ -254,7 +256,7 @@ def test_training_learns_through_the_state() -> None:
 
     net = linger.init(Memory())
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
-    for _ in range(150):
+    for _ in range(250):
         x = torch.randn(64, 8, 2)
         loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], (x[:, 0, 0] > 0).float())
         optimizer.zero_grad()

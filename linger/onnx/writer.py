@@ -25,7 +25,6 @@ from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
 
-
 ORDERS = ("empty_like", "scatter", "arange")  # what PyTorch inverts the order of a packed sequence with
 
 

@@ -24,6 +24,7 @@ from linger.ops._base import IntModule
 from linger.ops._cells import Arithmetic, arithmetic
 from linger.ops._recurrent_ops import ideal
 from linger.ops._recurrent_ops import layer as recurrent_layer
+from linger.ops._symbolic import tracing
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids
 
 HIDDEN_BITS = (8, 16)
@@ -189,6 +190,11 @@ class RecurrentInt(IntModule):
         return is_wide(terms, self.hidden_bits, self.parameter_bits)
 
     # --- forward
+
+    def _in_float32(self, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            tracing()  # where torch.onnx.export tries again what was refused, it must not get through
+        return super()._in_float32(args, kwargs)
 
     def run_layers(self, batch: Batch, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Output rows of the last layer, and the last h and c of every layer and direction (layers * directions, N, size)."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from linger.numerics import quantize
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._recurrent_body import Form
+from linger.ops._recurrent_run import ANY_LENGTH
 from linger.targets import TARGETS
 
 if TYPE_CHECKING:
     from linger.ops._recurrent import RecurrentInt
 
-ANY_LENGTH = 2**31 - 1
 Ref = int | str
 
 

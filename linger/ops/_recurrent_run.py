@@ -12,6 +12,7 @@ from linger.numerics import exact_matmul, exponent, int_dtype, quantize_array, s
 from linger.ops._cells import Arithmetic, Cell, arithmetic, gate, gru, lstm, rnn, scan, wide
 from linger.targets import TARGETS
 
+ANY_LENGTH = 2**31 - 1
 STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 
 
@@ -23,6 +24,22 @@ def operands(kind: str, given: tuple[np.ndarray, ...], projected: bool) -> tuple
     if len(rest) not in (0, STATES[kind]):
         raise LingerError(f"found {len(given) + 1} inputs, which are no recurrent layer's; export the net again")
     return lengths, rest, parameters
+
+
+def checked(lengths: np.ndarray, steps: int, batch: int) -> np.ndarray:
+    """Lengths of a batch; a single one as large as can be, of a layer without lengths, stands for all of every sequence.
+
+    Raises:
+        LingerError: one is missing, below 1 or beyond the steps.
+    """
+    if lengths.shape == (1,) and lengths[0] == ANY_LENGTH:
+        return np.full(batch, steps)
+    if lengths.shape != (batch,) or not ((lengths >= 1) & (lengths <= steps)).all():
+        raise LingerError(
+            f"found lengths {lengths.tolist()} of {batch} sequences of {steps} steps, allowed are 1 to {steps}, one for each; pass "
+            "those"
+        )
+    return lengths
 
 
 def state_of(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
@@ -51,7 +68,7 @@ def node(kind: str) -> Callable[..., Any]:
             first[1:] = [state_of(c, 2.0**how.cell_fraction, 16 if how.narrow else 32) for c in states[1:]]
         scales = {"q_h": q_h, "q_hw": exponent(scale_hw), "q_hr": exponent(scale_rw) if scale_rw else 0}
         cell = CELLS[kind]((w_hh, b_hh, *w_hr), scales, o_bits, how, said)
-        lengths = np.full(batch, len(steps)) if lengths is None else lengths
+        lengths = np.full(batch, len(steps)) if lengths is None else checked(lengths, len(steps), batch)
         y, last = scan(a, tuple(first), lengths, not go_forward, cell)
         y = (np.moveaxis(y, 0, 1) if swapped else y).astype(int_dtype(o_bits))
         return (y, last[0][None].astype(int_dtype(o_bits)), *(c[None].astype(np.int32) for c in last[1:]))
