@@ -255,7 +255,7 @@ def test_training_learns_through_the_state() -> None:
             return self.fc(self.lstm(x)[1][0][-1])
 
     net = linger.init(Memory())
-    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    optimizer = torch.optim.Adam(net.parameters(), 0.005)
     for _ in range(250):
         x = torch.randn(64, 8, 2)
         loss = nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], (x[:, 0, 0] > 0).float())
