@@ -54,7 +54,9 @@ def described(model: onnx.ModelProto) -> list[tuple[object, ...]]:
     return found
 
 
-@pytest.mark.parametrize("name", [*NETS, *(n for n in ATTENTION_NETS if n != "Tokens")])  # it picks a step: by Gather there
+@pytest.mark.parametrize(
+    "name", [*NETS, *(n for n in ATTENTION_NETS if n != "Tokens")]
+)  # it picks a step: by Gather there
 def test_both_routes_write_the_same(name: str, tmp_path: Path) -> None:
     net, shape = trained(name)
     x = torch.randn(2, *shape)
