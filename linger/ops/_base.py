@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from linger import observe
 from linger.errors import LingerError
-from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
+from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, scale_from_weight, set_grid
 from linger.ops import _symbolic
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 
 _DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
@@ -203,6 +204,11 @@ class IntModule(nn.Module):
         else:
             self.require_range(name)
 
+    @torch.no_grad()
+    def hold(self, name: str, x: Tensor, bits: int) -> None:
+        """Let ``running_<name>`` stand for the scale that a weight has: of a parameter as operand, nothing saturates."""
+        self.running(name).copy_(levels(min(bits, WIDEST - 1)) / scale_from_weight(x, bits))
+
     def follow(self, name: str, peak: Tensor) -> None:
         """Let ``running_<name>`` follow a peak, unless the batch was seen before."""
         if not recomputing():
@@ -238,8 +244,11 @@ class IntModule(nn.Module):
         bits = self.data_bits if bits is None else bits
         grid = grid_of(x)
         if grid is None:
-            x = x.float()
-            self.observe(name, x)
+            held, x = constant_of(x) is not None, x.float()
+            if held and self.training:
+                self.hold(name, x, min(bits, WIDEST))
+            else:
+                self.observe(name, x)
             scale = self.scale(name, bits)
             return fake_quant(x, scale, min(bits, WIDEST)), scale
         if grid.bits > bits:
