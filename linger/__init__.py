@@ -2,6 +2,7 @@
 
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
+from linger.check import check
 from linger.convert import (
     DefaultQuantIntXOP,
     disable_quant,
@@ -147,6 +148,7 @@ __all__ = [
     "SetPlatFormQuant",
     "__version__",
     "channel_shuffle",
+    "check",
     "config",
     "disable_normalize",
     "disable_quant",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from linger.targets._limits import Latency, Limit, Memory
 from linger.targets._pwl import Pwl
 from linger.targets._softmax import Softmax
 
@@ -24,6 +25,7 @@ class Target:
     ``weight_bits``: op type -> width in which its node reads the weight, where that is fixed. ``normal_bits``: width of a
     normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
     sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
+    ``ops``: op type -> what the engine does with it, a word of ``STATUSES``; an op that is not there cannot run.
     """
 
     name: str
@@ -38,6 +40,10 @@ class Target:
     normal_bits: int = 32
     longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
     lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
+    ops: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    latency: Latency = field(default_factory=Latency)
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""
