@@ -9,17 +9,19 @@ import onnx
 from torch import nn
 
 from linger import runtime
-from linger.check._cost import cost_of
-from linger.check._file import facts_of
+from linger.check._cost import cost_of, cycles_of
+from linger.check._file import File, facts_of
+from linger.check._memory import usage
 from linger.check._net import exported
-from linger.check._report import Layer, Report
-from linger.check._rules import Violation, violations
+from linger.check._report import Layer, Report, Space
+from linger.check._rules import Violation, is_float, violations
+from linger.check._words import bytes_text
 from linger.errors import during
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
 
-__all__ = ["Layer", "Report", "Violation", "check"]
+__all__ = ["Layer", "Report", "Space", "Violation", "check"]
 
 
 def check(
@@ -63,25 +65,45 @@ def _report(
 ) -> Report:
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))
-        proto, left = exported(net, args, kwargs, chip, bits)
-        return _of_file(proto, chip, left)
+        proto, origins, left = exported(net, args, kwargs, chip, bits)
+        return of_file(facts_of(proto, origins=origins), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
-    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)  # type: ignore[arg-type]
+    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
-    return _of_file(proto, find_target(target or named), [], args)
+    return of_file(facts_of(proto, _sizes(proto, args)), find_target(target or named), [])
 
 
-def _of_file(proto: onnx.ModelProto, chip: Target, left: list[str], args: tuple[Any, ...] = ()) -> Report:
-    file = facts_of(proto, _sizes(proto, args))
+def of_file(file: File, chip: Target, left: list[str]) -> Report:
+    """The report of a file whose facts are known."""
     layers = tuple(
         Layer(
-            name=n.layer, op=n.op, input=n.inputs[0].shape if n.inputs else (), output=n.outputs[0].shape,
-            accumulator=file.accumulators.get(n.layer, 0), cost=cost_of(n),
+            name=n.layer, op=n.called if n.unknown else n.op, source=n.source, input=n.inputs[0].shape if n.inputs else (),
+            output=n.outputs[0].shape, accumulator=file.accumulators.get(n.layer, 0), in_float=is_float(n), cost=cost_of(n),
+            cycles=cycles_of(n, chip.latency),
         )
         for n in file.nodes
+        if n.op not in ("Quant", "Dequant")
     )  # fmt: skip
-    return Report(target=chip.name, violations=tuple(violations(file, chip)), layers=layers)
+    return Report(
+        target=chip.name, violations=tuple(violations(file, chip)), layers=layers, memory=spaces(file, chip), left=tuple(left)
+    )  # fmt: skip
+
+
+def spaces(file: File, chip: Target) -> tuple[Space, ...]:
+    """What every memory of the chip holds."""
+    used, there = usage(file, chip), chip.memory
+    buffers = bytes_text(sum(used.prefetch))
+    share = f"activations, {bytes_text(used.workspace)} of workspace, {buffers} of prefetch buffers"
+    psram = "parameters" + (
+        f", {bytes_text(used.outside)} of activations larger than share memory" if used.outside else ""
+    )
+    found = [
+        Space(name="share memory", what=share, used=used.activations, size=there.share),
+        Space(name="PSRAM", what=psram, used=used.parameters + used.outside, size=there.psram),
+        Space(name="flash", what="parameters", used=used.parameters, size=there.flash),
+    ]
+    return tuple(found)
 
 
 def _sizes(proto: onnx.ModelProto, args: tuple[Any, ...]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from linger.check._file import Node
+from linger.targets import Latency
 
 CONVOLUTIONS = {"Conv1dInt", "Conv2dInt", "Conv"}
 TRANSPOSED = {"ConvTranspose1dInt", "ConvTranspose2dInt", "ConvTranspose"}
@@ -39,10 +40,10 @@ def macs_of(node: Node) -> int:
 
 
 def weight_bytes(node: Node) -> int:
-    """Bytes of what the file stores for this node, 4-bit weights two in a byte."""
+    """Bytes of the weights and constants that the file stores for this node, 4-bit weights two in a byte."""
     total = 0
     for i, t in enumerate(node.inputs):
-        if t.stored:
+        if t.stored and t.dtype != "int64":  # sizes and indices
             packed = i > 0 and node.attrs.get("parameter_bits") == 4 and t.dtype == "int8"
             total += -(-t.elements // 2) if packed else t.bytes
     return total
@@ -51,3 +52,13 @@ def weight_bytes(node: Node) -> int:
 def cost_of(node: Node) -> Cost:
     """All of it."""
     return Cost(macs=macs_of(node), weights=weight_bytes(node), activations=sum(t.bytes for t in node.outputs))
+
+
+def cycles_of(node: Node, latency: Latency) -> int | None:
+    """An estimate from the target's figures: work over speed, and an overhead per op. None where a figure is missing."""
+    if latency.macs_per_cycle is None or latency.bytes_per_cycle is None or latency.cycles_per_op is None:
+        return None
+    macs = macs_of(node)
+    moved = sum(t.bytes for t in (*node.inputs, *node.outputs))
+    work = macs / latency.macs_per_cycle if macs else moved / latency.bytes_per_cycle
+    return int(work + latency.cycles_per_op)

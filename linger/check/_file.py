@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from linger.check._net import Origin
+from linger.check._words import op_name, readable
 from linger.errors import LingerError
+from linger.onnx.writer import UNKNOWN
 from linger.targets import Facts
 
 ENGINE_NAMES = {"x_bits": "data_bits", "w_bits": "parameter_bits", "stride": "strides"}
@@ -49,15 +52,34 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One node. ``layer`` is the dotted name that the user knows it by, ``domain`` "" for standard ONNX."""
+    """One node.
+
+    Attributes:
+        name: its name in the file.
+        layer: the dotted name that the user knows it by.
+        op: op type; ``called`` is what the user called.
+        domain: "" for standard ONNX.
+        module: whether it is a layer of the net, not a call.
+        source: file and line of a call.
+        why: why it has no form, "" where it has one.
+    """
 
     name: str
     layer: str
     op: str
+    called: str
+    module: bool
+    source: str
+    why: str
     domain: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     attrs: Mapping[str, Any]
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it has no form in a file."""
+        return self.domain == UNKNOWN
 
     @property
     def facts(self) -> Facts:
@@ -80,8 +102,10 @@ class File:
     target: str
 
 
-def facts_of(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> File:
-    """Read a model. ``sizes``: name of a dynamic axis -> its size.
+def facts_of(
+    proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, origins: Mapping[str, Origin] | None = None
+) -> File:
+    """Read a model. ``sizes``: name of a dynamic axis -> its size. ``origins``: node -> where it comes from.
 
     Raises:
         LingerError: the shape of a value is not known.
@@ -94,13 +118,13 @@ def facts_of(proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> 
     values = {v.name: _declared(v) for v in (*graph.input, *graph.value_info, *graph.output)}
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     values |= {n: Tensor(name=n, shape=a.shape, dtype=str(a.dtype), stored=True) for n, a in stored.items()}
-    nodes = tuple(_node(n, values) for n in graph.node)
+    nodes = tuple(_node(n, values, (origins or {}).get(n.name)) for n in graph.node)
     meta = {m.key: m.value for m in proto.metadata_props}
     sums = json.loads(meta.get("accumulators", "{}"))
     return File(
         nodes=nodes, inputs=_tensors([i.name for i in graph.input if i.name not in stored], values),
         outputs=_tensors([o.name for o in graph.output], values),
-        accumulators={name: int(said["bits"]) for name, said in sums.items()}, target=meta.get("target", ""),
+        accumulators={readable(name): int(said["bits"]) for name, said in sums.items()}, target=meta.get("target", ""),
     )  # fmt: skip
 
 
@@ -126,15 +150,19 @@ def _declared(value: onnx.ValueInfoProto) -> Tensor | None:
     return Tensor(name=value.name, shape=tuple(d.dim_value for d in tensor.shape.dim), dtype=dtype)
 
 
-def _node(node: onnx.NodeProto, values: Mapping[str, Tensor | None]) -> Node:
+def _node(node: onnx.NodeProto, values: Mapping[str, Tensor | None], origin: Origin | None) -> Node:
     attrs = {ENGINE_NAMES.get(a.name, a.name): _attribute(a) for a in node.attribute}
     for name in (*node.input, *node.output):
         if name and values.get(name) is None:
             raise LingerError(
                 f"{node.name}: the shape of {name!r} is not known; export with fixed sizes, or pass the net itself"
             )
+    op = RENAMED.get(node.op_type, node.op_type)
+    own = origin is not None and not node.name.endswith((".quant", ".dequant", ".requant"))
     return Node(
-        name=node.name, layer=node.name, op=RENAMED.get(node.op_type, node.op_type),
+        name=node.name, layer=readable(origin.name if origin and own else node.name), op=op,
+        called=origin.op if origin and own else op_name(op), module=origin.module if origin and own else bool(node.input[1:]),
+        source=origin.source if origin and own else "", why=origin.why if origin and own else "",
         domain=node.domain if node.domain != "ai.onnx" else "",
         inputs=_tensors(node.input, values), outputs=_tensors(node.output, values), attrs=attrs,
     )  # fmt: skip

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from linger.check._file import File, Node
-from linger.check._words import NAMES, WAYS, bytes_text, op_name
+from linger.check._words import SAID, WAYS, bytes_text, op_name, python_path
 from linger.targets import Limit, Target
 from linger.targets._measures import CONDITIONS, numbers
 
 RANK = {"error": 0, "wrong": 1, "split": 2, "warning": 3}
-SCALES = {"shift", "product_shift", "finer_output", "finer_input"}  # what training decides, not the net
+MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Gather", "Pad"}
+STATUS = {
+    "repair": ("wrong", "the stock engine computes other integers"),
+    "workspace": ("warning", "the packer reserves too little working memory"),
+    "unverified": ("warning", "its integers on this chip were never compared"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class Violation:
         found: what the net has.
         allowed: what the chip has.
         way: what to do.
-        source: file and line of a call, "" where it is not known.
+        source: file and line of a call, "" of a layer or where it is not known.
     """
 
     layer: str
@@ -40,51 +45,68 @@ class Violation:
 
 def violations(file: File, target: Target) -> list[Violation]:
     """Errors first, then in the order of the file."""
-    found = [v for node in file.nodes for v in _of(node, target)]
+    found = list(dict.fromkeys(v for node in file.nodes for v in _of(node, target)))
     return sorted(found, key=lambda v: RANK[v.kind])
 
 
+def is_float(node: Node) -> bool:
+    """A node that computes in float: neither ours nor a move of integers."""
+    if node.unknown:
+        return not node.outputs[0].bits
+    return not node.domain and any(t.dtype.startswith(("float", "bool")) for t in node.outputs)
+
+
 def _of(node: Node, target: Target) -> Iterator[Violation]:
+    if node.unknown or is_float(node):
+        yield _island(node)
+        return
     status = target.ops.get(node.op, "none")
     if status == "none":
-        why = target.lacks.get(node.op, "")
-        yield Violation(
-            layer=node.layer, op=node.op, kind="error", found=op_name(node.op),
-            allowed=why or f"{target.name} has no such op", way=WAYS["op"].format(layer=node.layer),
-        )  # fmt: skip
+        allowed = target.lacks.get(node.op, f"{target.name} has no such op")
+        way = (
+            "use nn.ReLU, or a clamp whose input has 2 to 4 dimensions and 8 bits" if node.op == "Clip" else WAYS["op"]
+        )
+        yield _violation(node, "error", op_name(node.op), allowed, _or_float(node, way))
         return
-    if status in ("repair", "unverified", "workspace"):
-        yield _by_status(node, target, status)
+    if status in STATUS:
+        kind, allowed = STATUS[status]
+        yield _violation(node, kind, op_name(node.op), allowed, WAYS[status])
     for limit in target.limits:
         if limit.op == node.op:
             yield from _of_limit(node, limit, target)
 
 
-def _by_status(node: Node, target: Target, status: str) -> Violation:
-    found = {
-        "repair": ("wrong", f"the stock engine of {target.name} computes it wrong, a repaired build does not"),
-        "workspace": ("wrong", f"the packer of {target.name} reserves too little working memory for it"),
-        "unverified": ("warning", f"nobody has compared its integers on {target.name}"),
-    }
-    kind, allowed = found[status]
+def _island(node: Node) -> Violation:
+    found = f"{node.called} in float" if not node.why else f"{node.called}, which has no form in a file"
+    moves = node.op in MOVES or (node.op == "Cast" and not node.why)
+    return _violation(node, "error", found, "integers", WAYS["move" if moves else "float"])
+
+
+def _or_float(node: Node, way: str) -> str:
+    """The way out, and for a layer how to leave it to the host."""
+    if not node.module:
+        return way
+    return f"{way}, or linger.disable_quant({python_path(node.layer)}) and compute it outside of the chip"
+
+
+def _violation(node: Node, kind: str, found: str, allowed: str, way: str) -> Violation:
     return Violation(
-        layer=node.layer, op=node.op, kind=kind, found=op_name(node.op), allowed=allowed, way=WAYS[status]
+        layer=node.layer, op=node.op, kind=kind, found=found, allowed=allowed, way=way, source=node.source
     )  # fmt: skip
 
 
 def _of_limit(node: Node, limit: Limit, target: Target) -> Iterator[Violation]:
     facts = node.facts
-    if not CONDITIONS[limit.when](facts):
+    counted = numbers(facts, limit.of, limit.align)
+    beyond = [n for n in counted if not limit.allows(n)]
+    if not beyond or not CONDITIONS[limit.when](facts):
         return
-    beyond = [n for n in numbers(facts, limit.of, limit.align) if not limit.allows(n)]
-    if not beyond:
-        return
-    name, is_size = NAMES[limit.of], limit.of.endswith("_bytes")
-    worst = max(beyond, key=abs)
-    said = bytes_text(worst) if is_size else str(worst)
-    allowed = f"at most {bytes_text(limit.high or 0)}" if is_size else str(limit)
-    condition = f" ({limit.when})" if limit.when else ""
-    yield Violation(
-        layer=node.layer, op=node.op, kind=limit.kind, found=f"{name} {said}", allowed=f"{allowed}{condition}",
-        way=(limit.way or WAYS[limit.of]).format(layer=node.layer, limit=limit, target=target.name),
-    )  # fmt: skip
+    worst, size = max(beyond, key=abs), limit.of.endswith("_bytes")
+    found, allowed = SAID[limit.of]
+    words = {
+        "n": bytes_text(worst) if size else worst,
+        "limit": f"at most {bytes_text(limit.high or 0)}" if size else limit,
+        "target": target.name,
+    }
+    way = (limit.way or WAYS[limit.of]).format(**words)
+    yield _violation(node, limit.kind, found.format(**words), allowed.format(**words), way)

@@ -1,73 +1,103 @@
-"""The words of a report: names of ops and of what is counted, and the ways out."""
+"""The words of a report: what ops and numbers are called, and the ways out."""
 
 from __future__ import annotations
 
+import re
+
 OPS = {
     "Conv1dInt": "Conv1d", "Conv2dInt": "Conv2d", "ConvTranspose1dInt": "ConvTranspose1d", "ConvTranspose2dInt": "ConvTranspose2d",
-    "LinearInt": "Linear", "BmmInt": "matrix product", "BatchNorm1dInt": "BatchNorm1d", "BatchNorm2dInt": "BatchNorm2d",
+    "LinearInt": "Linear", "BmmInt": "matmul", "BatchNorm1dInt": "BatchNorm1d", "BatchNorm2dInt": "BatchNorm2d",
     "LayerNormInt": "LayerNorm", "GroupNormInt": "GroupNorm", "RMSNormInt": "RMSNorm", "AvgPool1dInt": "AvgPool1d",
-    "AvgPool2dInt": "AvgPool2d", "PReLUInt": "PReLU", "SoftmaxInt": "softmax", "LogSoftmaxInt": "log-softmax", "GluInt": "GLU",
+    "AvgPool2dInt": "AvgPool2d", "PReLUInt": "PReLU", "SoftmaxInt": "softmax", "LogSoftmaxInt": "log_softmax", "GluInt": "GLU",
     "LSTMInt": "LSTM", "GRUInt": "GRU", "iqAdd": "add", "iqSub": "subtract", "iqMul": "multiply", "iqDiv": "divide",
-    "iqCat": "cat", "Clip": "ReLU6 or clamp",
+    "iqCat": "cat", "Clip": "clamp", "iqMask": "masked scores", "Gather": "embedding or index", "Relu": "ReLU",
 }  # fmt: skip
 
-NAMES = {
-    "kernel": "kernel", "stride": "stride", "pad": "pad", "dilation": "dilation", "kernel_over_stride": "kernel minus stride",
-    "kernel_over_pad": "kernel minus pad", "batch": "batch", "groups": "groups", "rank": "number of dimensions", "rows": "rows",
-    "length": "length of the axis", "axis_from_end": "distance of the axis from the last one", "elements": "normalized elements",
-    "input_bits": "input bits", "output_bits": "output bits", "weight_bits": "weight bits",
-    "shift": "shift right", "product_shift": "shift right", "finer_output": "log2 of output scale over input scale",
-    "finer_input": "log2 of input scale over output scale", "scale_o": "log2 of the output scale",
-    "scale_x": "log2 of the input scale", "stretched": "operands of another shape than the result",
-    "divisor": "divisors that are no constant number", "row_bytes": "input rows under one kernel",
-    "kernel_bytes": "weights", "output_bytes": "output", "weight_bytes": "weights",
-    "left_bytes": "left matrix", "right_bytes": "right matrix", "matrix_bytes": "matrix to transpose",
-}  # fmt: skip
+# measure -> what was found, what is allowed; {n} is the number, {limit} the limit, both as sizes where they are bytes
+SAID = {
+    "kernel": ("kernel {n}", "{limit}"),
+    "stride": ("stride {n}", "{limit}"),
+    "pad": ("pad {n}", "{limit}"),
+    "dilation": ("dilation {n}", "{limit}"),
+    "kernel_over_stride": ("stride larger than the kernel", "at most the kernel"),
+    "kernel_over_pad": ("pad larger than the kernel", "at most the kernel"),
+    "whole_input": ("a mean over the whole input", "the packer reserves too little working memory for it"),
+    "batch": ("batch {n}", "{limit}"),
+    "groups": ("{n} groups", "one group"),
+    "rank": ("input of {n} dimensions", "{limit}"),
+    "rows": ("{n} rows", "{limit}"),
+    "length": ("axis of length {n}", "{limit}"),
+    "axis_from_end": ("an axis that is not the last", "the last axis"),
+    "elements": ("{n} normalized elements", "{limit}"),
+    "input_bits": ("{n}-bit input", "{limit} bits"),
+    "output_bits": ("{n}-bit output", "{limit} bits"),
+    "weight_bits": ("{n}-bit weight", "{limit} bits"),
+    "shift": ("an output scale finer than the sum's", "a coarser one: shifts go right only"),
+    "product_shift": ("an output scale finer than the product's", "a coarser one: shifts go right only"),
+    "finer_output": ("output and input scales 2^{n} apart", "no finer output (sums), the same (pooling by 2^k)"),
+    "finer_input": ("an input scale finer than the output's", "inputs as coarse as the output"),
+    "scale_o": ("output scale 2^{n}", "2^{limit}"),
+    "scale_x": ("input scale 2^{n}", "2^n with n {limit}"),
+    "stretched": ("operands of different shapes", "one shape"),
+    "divisor": ("a divisor that is not one constant number", "one constant number"),
+    "row_bytes": ("{n} of input rows under one kernel", "{limit}"),
+    "input_bytes": ("input of {n}", "{limit}"),
+    "kernel_bytes": ("weights of {n}", "{limit}"),
+    "output_bytes": ("output of {n}", "{limit}"),
+    "weight_bytes": ("weights of {n}", "{limit}"),
+    "left_bytes": ("left matrix of {n}", "{limit}"),
+    "right_bytes": ("right matrix of {n}", "{limit}"),
+    "matrix_bytes": ("matrix of {n}", "{limit}"),
+}
 
-KEEP = "or keep it in float with disable_quant(net.{layer}) and compute it outside of the chip"
 FINE = "nothing to do: the integers stay the same"
+TRAIN = "train with linger.init(net, target={target!r})"
 WAYS = {
-    "op": "use another op, " + KEEP,
+    "op": "use another op",
+    "float": "use a call with a fixed-point form, or run this part outside of the chip",
+    "move": "put its input on a grid first, with linger.quant_tensor(self, x, 'x')",
     "repair": "use a repaired build of the engine, or another op",
-    "workspace": "raise the packer's workspace, or use another op",
-    "unverified": "compare the first results of the chip with linger.runtime",
-    "kernel": "use a kernel within {limit}, or linger.fit",
-    "stride": "use stride 1, 2 or 4",
-    "pad": "pad less, or use F.pad before it",
+    "workspace": "raise the packer's workspace for it",
+    "unverified": "compare the chip's first results with linger.runtime",
+    "kernel": "use a kernel of {limit}, or linger.fit where that is exact",
+    "stride": "use stride {limit}",
+    "pad": "pad by {limit}, and the rest with F.pad before it",
     "dilation": "use dilation {limit}",
-    "kernel_over_stride": "use a kernel at least as large as the stride",
-    "kernel_over_pad": "use a pad no larger than the kernel",
-    "batch": "pass one sample: x[:1]",
+    "kernel_over_stride": "use a larger kernel, or slice the input",
+    "kernel_over_pad": "use a larger kernel, or F.pad before it",
+    "whole_input": "raise the packer's workspace for it",
+    "batch": "check one sample, x[:1]: the chip takes one at a time",
     "groups": FINE,
-    "rank": "reshape the input before it",
-    "rows": "use a 1x1 Conv2d on (N, C, T, 1) instead of Linear",
+    "rank": "reshape or unsqueeze its input",
+    "rows": "use a 1x1 Conv2d on the rows as an image, (1, features, rows, 1)",
     "length": "use a shorter axis",
     "axis_from_end": "move the axis to the end with transpose",
     "elements": "normalize over fewer elements",
-    "input_bits": "use bits {limit} with quant_module(net.{layer}, data_bits=...)",
-    "output_bits": "use bits {limit} with quant_module(net.{layer}, out_bits=...)",
-    "weight_bits": "use bits {limit} with quant_module(net.{layer}, parameter_bits=...)",
-    "shift": "train with target={target!r}, or use a coarser output range",
-    "product_shift": "train with target={target!r}, or use a coarser output range",
-    "finer_output": "train with target={target!r}",
-    "finer_input": "train with target={target!r}",
-    "scale_o": "leave the output's range to linger",
-    "scale_x": "use a smaller input range",
-    "stretched": "expand the operand to the shape of the result",
-    "divisor": "multiply by a constant",
+    "input_bits": "use {limit} bits: data_bits of init or quant_module",
+    "output_bits": "use {limit} bits: out_bits of init or quant_module",
+    "weight_bits": "use {limit} bits: parameter_bits of init or quant_module",
+    "shift": TRAIN,
+    "product_shift": TRAIN,
+    "finer_output": TRAIN,
+    "finer_input": TRAIN,
+    "scale_o": TRAIN,
+    "scale_x": "let its input reach further: the scale is coarser then",
+    "stretched": "expand the smaller operand to the shape of the result",
+    "divisor": "multiply by a constant instead",
     "row_bytes": "use fewer channels, a smaller kernel or a narrower input",
+    "input_bytes": "use fewer channels or a smaller input",
     "kernel_bytes": FINE,
     "output_bytes": FINE,
     "weight_bytes": FINE,
-    "left_bytes": "split the rows, or use a 1x1 Conv2d instead of Linear",
-    "right_bytes": "split the product along the columns of its right side",
-    "matrix_bytes": "transpose in parts, or another axis order",
+    "left_bytes": "use fewer rows at a time, or a 1x1 Conv2d",
+    "right_bytes": "divide the product along the columns of its right side",
+    "matrix_bytes": "transpose smaller parts",
 }
 
 
 def op_name(op: str) -> str:
     """What a user calls an op of the file."""
-    return OPS.get(op, op.removeprefix("iq"))
+    return OPS.get(op, op.removeprefix("iq").removesuffix("Int"))
 
 
 def bytes_text(n: int) -> str:
@@ -76,3 +106,13 @@ def bytes_text(n: int) -> str:
         return f"{n} B"
     value, unit = (n / 1024, "KB") if n < 1024 * 1024 else (n / 1024**2, "MB")
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+
+
+def readable(name: str) -> str:
+    """The name of a call without what only the state dict needs: ``block.add_0``."""
+    return re.sub(r"_linger_round_tensor_(?:iq_)?(?:iq)?", "", name).replace("__default_index_", "_")
+
+
+def python_path(name: str) -> str:
+    """A dotted name as Python reads it: ``net.features[3].conv``."""
+    return "net" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split(".") if part)

@@ -24,9 +24,16 @@ from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
 from linger.trace import Graph, Node, Value
 
+UNKNOWN = "linger.unknown"  # domain of a call that has no form
+
 
 class Writer:
-    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
+    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ.
+
+    ``complete``: every call has a form in the file, so that the file must be valid.
+    """
+
+    complete = True
 
     def __init__(self, net: nn.Module, graph: Graph, build: Builder) -> None:
         self.net, self.graph, self.build = net, graph, build

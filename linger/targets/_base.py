@@ -9,6 +9,7 @@ from typing import Any
 from linger.targets._limits import Latency, Limit, Memory
 from linger.targets._pwl import Pwl
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import Workspace
 
 LACKS = {
     "GroupNormInt": "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm",
@@ -43,6 +44,7 @@ class Target:
     ops: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
     memory: Memory = field(default_factory=Memory)
+    workspaces: Mapping[str, Workspace] = field(default_factory=dict)
     latency: Latency = field(default_factory=Latency)
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,11 @@ COMMON = (
     Limit(op="BatchNorm2dInt", of="input_bits", among=(8,)),
     Limit(op="AvgPool2dInt", of="rank", among=(4,)),
     Limit(op="AvgPool2dInt", of="input_bits", among=(8,)),
+    *(
+        Limit(op=op, of=of, low=0)
+        for op in ("AvgPool2dInt", "MaxPool")
+        for of in ("kernel_over_stride", "kernel_over_pad")
+    ),
     Limit(op="MaxPool", of="rank", among=(4,)),
     Limit(op="MaxPool", of="input_bits", among=(8,)),
     Limit(op="iqAdd", of="stretched", among=(0,), kind="wrong"),

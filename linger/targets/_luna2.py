@@ -21,6 +21,6 @@ SECOND = (
     Limit(op="LinearInt", of="output_bits", among=(8, 32)),
     Limit(op="iqSigmoid", of="input_bits", among=(8,)),
     Limit(op="iqSigmoid", of="scale_o", among=(7,), kind="wrong"),
-    Limit(op="AvgPool2dInt", of="kernel", high=0, when="global", kind="warning"),
+    Limit(op="AvgPool2dInt", of="whole_input", high=0, kind="warning"),
     Limit(op="GluInt", of="left_bytes", high=32 * KB, align=(8, 2)),
 )

@@ -75,18 +75,29 @@ def _rows(f: Facts) -> int:
 
 
 def row_bytes(f: Facts, align: Numbers) -> Numbers:
-    """ALIGN(C) * kh * ALIGN(W): the input rows that one output row needs; the multiple of W counts strides."""
+    """ALIGN(C) * kh * ALIGN(W): the input rows that one output row needs; the multiple of W counts strides.
+
+    The engine holds a sequence as an image of width 1.
+    """
     kernel, stride = f.ints("kernel_shape", 1), f.ints("strides", 1)
     by_channel, by_width = (*align, 1, 1)[:2]
-    height = kernel[0] if len(kernel) > 1 else 1
-    return _product((f.x[1], height, _width(f)), (by_channel, 1, by_width * stride[-1]))
+    width = f.x[3] if len(kernel) > 1 else 1
+    return _product((f.x[1], kernel[0], width), (by_channel, 1, by_width * stride[-1]))
+
+
+def input_bytes(f: Facts, align: Numbers) -> Numbers:
+    """ALIGN(C) * H * ALIGN(W): the whole input of a convolution."""
+    by_channel, by_width = (*align, 1, 1)[:2]
+    width = f.x[3] if len(f.x) > 3 else 1
+    return _product(
+        (f.w[1], f.x[2], width), (by_channel, 1, by_width * f.ints("strides", 1)[-1] if len(f.x) > 3 else by_width)
+    )
 
 
 def kernel_bytes(f: Facts, align: Numbers) -> Numbers:
     """ALIGN(O) * ALIGN(I / g) * ALIGN(kh) * kw"""
     kernel = f.ints("kernel_shape", 1)
-    height, width = (kernel[0], kernel[-1]) if len(kernel) > 1 else (1, kernel[0])
-    return _product((f.w[0], f.w[1], height, width), align)
+    return _product((f.w[0], f.w[1], *kernel), align)
 
 
 def _strides_over(f: Facts, align: Numbers) -> Numbers:
@@ -112,6 +123,7 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "dilation": lambda f, _: f.ints("dilations", 1),
     "kernel_over_stride": _strides_over,
     "kernel_over_pad": _pads_over,
+    "whole_input": lambda f, _: (int(f.ints("kernel_shape", 1) == f.x[2:]),),
     "batch": lambda f, _: f.x[:1],
     "groups": lambda f, _: f.ints("group", 1),
     "rank": lambda f, _: (len(f.x),),
@@ -133,6 +145,7 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "stretched": _stretched,
     "divisor": lambda f, _: (int(not (len(f.constant) > 1 and f.constant[1] and f.w == ())),),
     "row_bytes": row_bytes,
+    "input_bytes": input_bytes,
     "kernel_bytes": kernel_bytes,
     "output_bytes": lambda f, _: (math.prod(f.out) * f.out_bits // 8,),
     "weight_bytes": lambda f, a: _product(f.w[:2], a),
@@ -160,11 +173,10 @@ CONDITIONS: dict[str, Callable[[Facts], bool]] = {
     "not dilated": lambda f: max(f.ints("dilations", 1)) == 1,
     "stride 2": lambda f: 2 in f.ints("strides", 1),
     "stride 4": lambda f: 4 in f.ints("strides", 1),
+    "weights over 32 KB": lambda f: not depthwise(f) and kernel_bytes(f, (2, 8))[0] > 32 * 1024,
     "8-bit output": lambda f: f.out_bits == 8,
     "power of two": lambda f: _area(f) & (_area(f) - 1) == 0,
     "not a power of two": lambda f: _area(f) & (_area(f) - 1) != 0,
-    "global": lambda f: f.out[2:] == (1,) * len(f.out[2:]) and f.ints("kernel_shape", 1) == f.x[2:],
-    "kernel of 1 without pads": lambda f: set(f.ints("kernel_shape", 1)) == {1} and not any(f.ints("pads", 0)),
     "kernel or pads": lambda f: set(f.ints("kernel_shape", 1)) != {1} or any(f.ints("pads", 0)),
 }
 

@@ -10,6 +10,7 @@ from linger.targets._limits import Limit, Memory
 from linger.targets._luna2 import KB, SECOND
 from linger.targets._pwl import SIGMOID_Q27, TANH_Q27
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import WORKSPACES
 
 LIMITS = (
     *SECOND,
@@ -17,6 +18,7 @@ LIMITS = (
     Limit(op="Conv1dInt", of="row_bytes", high=16 * KB, align=(8, 4)),
     Limit(op="Conv2dInt", of="kernel_bytes", high=640 * KB, align=(2, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="kernel_bytes", high=8 * KB, align=(8,), when="depthwise"),
+    Limit(op="Conv1dInt", of="kernel_bytes", high=640 * KB, align=(2, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="output_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="weight_bytes", high=640 * KB, kind="split"),
     Limit(op="BmmInt", of="output_bits", among=(8, 32)),
@@ -29,6 +31,7 @@ ARCS = Target(name="arcs", platform="arcs", data_bits=(8, 32), parameter_bits=(4
     functions={"iqSigmoid": SIGMOID_Q27, "iqTanh": TANH_Q27},
     softmax=Softmax(exp_rounds=False, newton=False, log_of_sum=False),
     weight_bits={"LayerNormInt": 8},
-    ops=statuses("arcs"), limits=LIMITS, memory=Memory(share=384 * KB, psram=8192 * KB),
+    ops=statuses("arcs"), limits=LIMITS, workspaces=WORKSPACES["arcs"],
+    memory=Memory(share=384 * KB, psram=8192 * KB),
 )  # fmt: skip
 MARS = replace(ARCS, name="mars", platform="mars")

@@ -7,6 +7,7 @@ from linger.targets._engine import COMMON, statuses, window
 from linger.targets._limits import Limit, Memory
 from linger.targets._pwl import SIGMOID_Q11, TANH_Q11
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import WORKSPACES
 
 KB = 1024
 
@@ -16,6 +17,9 @@ LIMITS = (
     *(Limit(op=op, of="row_bytes", high=64 * KB, align=(8, 8)) for op in ("Conv1dInt", "Conv2dInt")),
     Limit(op="Conv2dInt", of="kernel_bytes", high=32 * KB, align=(2, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="kernel_bytes", high=32 * KB, align=(16,), when="depthwise"),
+    Limit(op="Conv2dInt", of="input_bytes", high=64 * KB, align=(8, 8), when="weights over 32 KB"),
+    Limit(op="Conv1dInt", of="input_bytes", high=64 * KB, align=(8, 8)),
+    Limit(op="Conv1dInt", of="kernel_bytes", high=32 * KB, align=(2, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="output_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="weight_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="output_bits", among=(8, 16, 32)),
@@ -33,5 +37,6 @@ VENUS = Target(name="venus", platform="venus", data_bits=(8, 16, 32), parameter_
     functions={"iqSigmoid": SIGMOID_Q11, "iqTanh": TANH_Q11},
     softmax=Softmax(exp_rounds=False, newton=True, log_of_sum=False),
     weight_bits={"LayerNormInt": 16}, normal_bits=16,
-    ops=statuses("venus"), limits=LIMITS, memory=Memory(share=640 * KB, psram=8192 * KB, flash=8192 * KB),
+    ops=statuses("venus"), limits=LIMITS, workspaces=WORKSPACES["venus"],
+    memory=Memory(share=640 * KB, psram=8192 * KB, flash=8192 * KB),
 )  # fmt: skip

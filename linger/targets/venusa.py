@@ -8,6 +8,7 @@ from linger.targets._limits import Limit, Memory
 from linger.targets._luna2 import KB, SECOND
 from linger.targets._pwl import GELU_Q54, SIGMOID_Q58, SILU_Q54, TANH_Q58
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import WORKSPACES
 
 LIMITS = (
     *SECOND,
@@ -15,6 +16,8 @@ LIMITS = (
     Limit(op="Conv2dInt", of="row_bytes", high=32 * KB, align=(4, 8), when="depthwise"),
     Limit(op="Conv1dInt", of="row_bytes", high=64 * KB, align=(8, 8)),
     Limit(op="Conv2dInt", of="kernel_bytes", high=640 * KB, align=(4, 8), when="not depthwise", kind="split"),
+    Limit(op="Conv2dInt", of="kernel_bytes", high=640 * KB, align=(8, 1, 2), when="depthwise"),
+    Limit(op="Conv1dInt", of="kernel_bytes", high=640 * KB, align=(4, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="output_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="weight_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="rows", high=1, kind="wrong"),
@@ -30,5 +33,6 @@ VENUSA = Target(name="venusa", platform="venusA", data_bits=(8, 16, 32), paramet
     functions={"iqSigmoid": SIGMOID_Q58, "iqTanh": TANH_Q58, "iqGelu": GELU_Q54, "iqSilu": SILU_Q54},
     softmax=Softmax(exp_rounds=True, newton=False, log_of_sum=True),
     weight_bits={"LayerNormInt": 8},
-    ops=statuses("venusa"), limits=LIMITS, memory=Memory(share=384 * KB, psram=8192 * KB),
+    ops=statuses("venusa"), limits=LIMITS, workspaces=WORKSPACES["venusa"],
+    memory=Memory(share=384 * KB, psram=8192 * KB),
 )  # fmt: skip
