@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +115,7 @@ def init(
     mode: QuantMode = QuantMode.QValue,
     data_bits: int = 8,
     out_bits: int = 8,
-    target: str | None = None,
+    target: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -125,7 +126,7 @@ def init(
         mode: ``QuantMode.QValue``, power-of-two scales.
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
-        target: a chip; widths that it cannot run are refused.
+        target: a chip, or the path of a .toml file; widths that it cannot run are refused.
 
     Returns:
         ``net`` (its twin where ``net`` itself is such a layer).

@@ -27,7 +27,7 @@ __all__ = ["Layer", "Report", "Space", "Violation", "check"]
 def check(
     net: nn.Module | str | os.PathLike[str] | onnx.ModelProto,
     *args: Any,
-    target: str | None = None,
+    target: str | os.PathLike[str] | None = None,
     kwargs: dict[str, Any] | None = None,
     data_bits: int = 8,
     parameter_bits: int = 8,
@@ -61,7 +61,7 @@ def check(
 
 
 def _report(
-    net: Any, args: tuple[Any, ...], target: str | None, kwargs: dict[str, Any], bits: dict[str, int]
+    net: Any, args: tuple[Any, ...], target: str | os.PathLike[str] | None, kwargs: dict[str, Any], bits: dict[str, int]
 ) -> Report:
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))

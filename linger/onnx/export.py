@@ -57,7 +57,7 @@ def export(
     dynamic_axes: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     dialect: str = "thinker",
-    target: str | None = None,
+    target: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
     """Write a converted net to ``f``. Accepts the call of ``torch.onnx.export`` and leaves the live net as it is.
@@ -73,7 +73,7 @@ def export(
         dynamic_axes: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``.
         dynamic_shapes: the other spelling, ``{"x": {0: torch.export.Dim("batch")}}`` or a tuple of those.
         dialect: "thinker" (the chip's, with function bodies), "standard" (no custom op) or "qdq" (not exact on ties).
-        target: the chip, by default the one given to ``init``.
+        target: the chip or the path of a .toml file, by default the one given to ``init``.
         options: other arguments of ``torch.onnx.export`` that change nothing here are accepted.
 
     Returns:
@@ -110,7 +110,7 @@ def export(
 
 def build(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None, opset: int, axes: Mapping[Any, Any], dialect: str, target: str | None,
+    output_names: Sequence[str] | None, opset: int, axes: Mapping[Any, Any], dialect: str, target: str | os.PathLike[str] | None,
     writer: Callable[[nn.Module, Graph, Builder], Writer] = Writer,
 ) -> tuple[onnx.ModelProto, list[str]]:  # fmt: skip
     """The checked model, and the names of what is in float. ``writer`` turns the recorded calls into nodes."""
