@@ -88,10 +88,22 @@ def _converted(
 ) -> nn.Module:
     modules = [m for m in net.modules() if not isinstance(m, ScaledRoundLayer)]
     if any(isinstance(m, IntModule) for m in modules):
-        return net
+        return follow(net, chip)
     if not kwargs and not any(isinstance(m, (Normalized, EmptyBatchNorm)) for m in modules):
         trace_layers(net, net, *args)
     return init(net, target=chip.name, **bits)  # type: ignore[arg-type]
+
+
+def follow(net: nn.Module, chip: Target) -> nn.Module:
+    """Let a converted net compute as another chip does, in place."""
+    for module in net.modules():
+        if isinstance(module, IntModule):
+            module.chip = chip.name
+            module.forget()
+        elif "_linger_chip" in module.__dict__:
+            module._linger_chip = chip.name  # type: ignore[assignment]
+    net._linger_target = chip.name  # type: ignore[assignment]
+    return net
 
 
 def _ranged(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import os
 
 from linger.errors import LingerError
 from linger.targets._base import Target
+from linger.targets._differ import difference
 from linger.targets._limits import Latency, Limit, Memory
 from linger.targets._measures import Facts
 from linger.targets._pwl import Pwl
@@ -19,7 +20,19 @@ TARGETS: dict[str, Target] = {t.name: t for t in (VENUS, ARCS, VENUSA)}
 BUILT_IN: dict[str, Target] = {**TARGETS, MARS.name: MARS}
 _KNOWN = dict(BUILT_IN)  # and those read from files
 
-__all__ = ["TARGETS", "Facts", "Latency", "Limit", "Memory", "Pwl", "Softmax", "Target", "known", "target"]
+__all__ = [
+    "TARGETS",
+    "Facts",
+    "Latency",
+    "Limit",
+    "Memory",
+    "Pwl",
+    "Softmax",
+    "Target",
+    "difference",
+    "known",
+    "target",
+]
 
 
 def known(name: str | os.PathLike[str]) -> Target:

@@ -26,6 +26,7 @@ class Target:
     ``weight_bits``: op type -> width in which its node reads the weight, where that is fixed. ``normal_bits``: width of a
     normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
     sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
+    ``cat_requants``: an input of a cat that is finer than its output has to be brought to the output's scale before.
     ``ops``: op type -> what the engine does with it, a word of ``STATUSES``; an op that is not there cannot run.
     """
 
@@ -41,6 +42,7 @@ class Target:
     normal_bits: int = 32
     longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
     lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
+    cat_requants: bool = False
     ops: Mapping[str, str] = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
     memory: Memory = field(default_factory=Memory)

@@ -1,6 +1,7 @@
 """A chip's table from a TOML file: what it says, and what it takes from a table that there is (``like``).
 
-Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
+The arithmetic (rounding, the tables of sigmoid, softmax and the like) is that of the other chip, which the nodes of a file
+name as their platform, so that a file means the same everywhere. Sizes, widths, ops and limits are the file's own. Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
 """
 
 from __future__ import annotations
@@ -18,29 +19,14 @@ from linger.targets._base import Target
 from linger.targets._engine import STATUS
 from linger.targets._limits import KINDS, STATUSES, Latency, Limit, Memory
 from linger.targets._measures import CONDITIONS, MEASURES
-from linger.targets._pwl import (
-    GELU_Q54,
-    SIGMOID_Q11,
-    SIGMOID_Q27,
-    SIGMOID_Q58,
-    SILU_Q54,
-    TANH_Q11,
-    TANH_Q27,
-    TANH_Q58,
-    Pwl,
-)
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # the same parser under its older name
     import tomli as tomllib
 
-TABLES: dict[str, Pwl] = {
-    "sigmoid_q11": SIGMOID_Q11, "sigmoid_q27": SIGMOID_Q27, "sigmoid_q58": SIGMOID_Q58, "tanh_q11": TANH_Q11,
-    "tanh_q27": TANH_Q27, "tanh_q58": TANH_Q58, "gelu_q54": GELU_Q54, "silu_q54": SILU_Q54,
-}  # fmt: skip
 WIDTHS = {"data_bits": (8, 16, 32), "parameter_bits": (4, 8, 16)}
-KEYS = ("name", "like", "data_bits", "parameter_bits", "memory", "latency", "functions", "ops", "limits")
+KEYS = ("name", "like", "data_bits", "parameter_bits", "memory", "latency", "ops", "limits")
 LIMIT_KEYS = tuple(f.name for f in fields(Limit) if f.name != "op")
 
 
@@ -115,7 +101,7 @@ def _target(r: _Reader, given: Mapping[str, Any], find: Callable[[str], Target])
         parameter_bits=_widths(r, given, "parameter_bits", base.parameter_bits),
         memory=_numbers(r, given, "memory", Memory, base.memory, whole=True),
         latency=_numbers(r, given, "latency", Latency, base.latency, whole=False),
-        functions=_functions(r, given, base), ops=_ops(r, given, base), limits=_limits(r, given, base),
+        ops=_ops(r, given, base), limits=_limits(r, given, base),
     )  # fmt: skip
 
 
@@ -136,18 +122,6 @@ def _numbers(r: _Reader, given: Mapping[str, Any], key: str, cls: Any, base: Any
             wanted = "is a whole number of bytes" if whole else "is a positive number"
             raise r.error((key, name), f"{name} = {value!r}", wanted, "correct it, or leave it out")
     return replace(base, **table)
-
-
-def _functions(r: _Reader, given: Mapping[str, Any], base: Target) -> dict[str, Pwl]:
-    found = dict(base.functions)
-    for op, name in r.table(given, "functions").items():
-        _require_op(r, ("functions", op), op)
-        if name not in TABLES:
-            raise r.error(
-                ("functions", op), f"the table {name!r}", f"are {', '.join(TABLES)}", "name one that there is"
-            )  # fmt: skip
-        found[op] = TABLES[name]
-    return found
 
 
 def _ops(r: _Reader, given: Mapping[str, Any], base: Target) -> dict[str, str]:

@@ -32,7 +32,7 @@ LIMITS = (
 VENUSA = Target(name="venusa", platform="venusA", data_bits=(8, 16, 32), parameter_bits=(4, 8),
     functions={"iqSigmoid": SIGMOID_Q58, "iqTanh": TANH_Q58, "iqGelu": GELU_Q54, "iqSilu": SILU_Q54},
     softmax=Softmax(exp_rounds=True, newton=False, log_of_sum=True),
-    weight_bits={"LayerNormInt": 8},
+    weight_bits={"LayerNormInt": 8}, cat_requants=True,
     ops=statuses("venusa"), limits=LIMITS, workspaces=WORKSPACES["venusa"],
     memory=Memory(share=384 * KB, psram=8192 * KB),
 )  # fmt: skip
