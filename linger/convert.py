@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
+from linger.limits import refuse_layers
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops.convbn import FUSED, EmptyBatchNorm
@@ -116,6 +118,7 @@ def init(
     data_bits: int = 8,
     out_bits: int = 8,
     target: str | os.PathLike[str] | None = None,
+    limits: bool = True,
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -126,7 +129,8 @@ def init(
         mode: ``QuantMode.QValue``, power-of-two scales.
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
-        target: a chip, or the path of a .toml file; widths that it cannot run are refused.
+        target: a chip, or the path of a .toml file; widths and layers that it cannot run are refused, all at once.
+        limits: False to convert layers that ``target`` cannot run; its arithmetic is followed all the same.
 
     Returns:
         ``net`` (its twin where ``net`` itself is such a layer).
@@ -149,8 +153,10 @@ def init(
         steps, left, floats = _plan(names, types, bits, device)
         sample = net.__dict__.pop("_linger_sample", None)
         pairs, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
+        refuse = target is not None and limits
+        accept = functools.partial(refuse_layers, names=names, chip=chip) if refuse else None
         with torch.inference_mode(False):
-            net = swap(net, steps)
+            net = swap(net, steps, accept)
         net._linger_inits = (*calls, (frozenset(types), tuple(bits.items())))  # type: ignore[assignment]
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, pairs)

@@ -56,7 +56,7 @@ SIGNATURES = {
     "parameter_bits=8, out_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None",
+    "out_bits=8, target=None, limits=True",
     "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "

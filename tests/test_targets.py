@@ -119,3 +119,38 @@ def test_check_of_a_net_that_follows_another_chip() -> None:
     net(x)
     assert linger.check(net, x, target="arcs", quiet=True).ok
     assert linger.check(net, x, quiet=True).target == "venus"
+
+
+class Beyond(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 4, 7, padding=3)
+        self.fast = nn.Conv1d(4, 4, 3, stride=3)
+        self.up = nn.ConvTranspose2d(4, 4, 6, groups=2)
+        self.fine = nn.Conv2d(4, 4, 3)
+
+
+def test_init_refuses_every_layer_beyond_a_limit_at_once() -> None:
+    net = Beyond()
+    match = (
+        r"^init: venus does not run wide \(kernel 7, allowed 1 to 5\), fast \(stride 3, allowed 1, 2, 4\), "
+        r"up \(2 groups, allowed one group; kernel 6, allowed 1 to 5\); change them"
+    )
+    with pytest.raises(LingerError, match=match):
+        linger.init(net, target="venus")
+    assert type(net.wide) is nn.Conv2d, "all or nothing"
+    linger.disable_quant(net.wide)
+    with pytest.raises(LingerError, match=r"^init: venus does not run fast"):
+        linger.init(net, target="venus")
+
+
+def test_init_accepts_them_where_no_target_or_no_limits_are_meant() -> None:
+    assert isinstance(linger.init(Beyond()).wide, linger.Conv2dInt)
+    assert isinstance(linger.init(Beyond(), target="venus", limits=False).wide, linger.Conv2dInt)
+
+
+def test_init_sees_convolutions_with_their_batch_normalization() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4))
+    linger.trace_layers(net, net, torch.randn(1, 3, 9, 9))
+    with pytest.raises(LingerError, match=r"^init: arcs does not run 0 \(kernel 7, allowed 1 to 5\)"):
+        linger.init(net, target="arcs")

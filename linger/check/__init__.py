@@ -15,11 +15,11 @@ from linger.check._memory import usage
 from linger.check._net import exported
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
-from linger.check._words import bytes_text
 from linger.errors import during
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
+from linger.targets._words import bytes_text
 
 __all__ = ["Layer", "Report", "Space", "Violation", "check"]
 

@@ -91,7 +91,7 @@ def _converted(
         return follow(net, chip)
     if not kwargs and not any(isinstance(m, (Normalized, EmptyBatchNorm)) for m in modules):
         trace_layers(net, net, *args)
-    return init(net, target=chip.name, **bits)  # type: ignore[arg-type]
+    return init(net, target=chip.name, limits=False, **bits)  # type: ignore[arg-type]
 
 
 def follow(net: nn.Module, chip: Target) -> nn.Module:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from linger.check._cost import Cost
 from linger.check._rules import RANK, Violation
-from linger.check._words import bytes_text, op_name
+from linger.check._words import op_name
+from linger.targets._words import bytes_text
 
 WORDS = {"error": "does not run", "wrong": "other integers", "split": "engine splits it", "warning": "look at it"}
 STYLES = {"error": "red", "wrong": "red", "split": "green", "warning": "yellow"}

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from linger.check._file import File, Node
-from linger.check._words import SAID, WAYS, bytes_text, op_name, python_path
+from linger.check._words import WAYS, op_name, python_path
 from linger.targets import Limit, Target
-from linger.targets._measures import CONDITIONS, numbers
+from linger.targets._measures import beyond_limit
+from linger.targets._words import said, words
 
 RANK = {"error": 0, "wrong": 1, "split": 2, "warning": 3}
 MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Tile", "Gather", "Pad"}
@@ -97,16 +98,10 @@ def _violation(node: Node, kind: str, found: str, allowed: str, way: str) -> Vio
 
 def _of_limit(node: Node, limit: Limit, target: Target) -> Iterator[Violation]:
     facts = node.facts
-    counted = numbers(facts, limit.of, limit.align)
-    beyond = [n for n in counted if not limit.allows(n)]
-    if not beyond or not CONDITIONS[limit.when](facts):
+    beyond = beyond_limit(facts, limit)
+    if not beyond:
         return
-    worst, size = max(beyond, key=abs), limit.of.endswith("_bytes")
-    found, allowed = SAID[limit.of]
-    words = {
-        "n": bytes_text(worst) if size else worst,
-        "limit": f"at most {bytes_text(limit.high or 0)}" if size else limit,
-        "target": target.name,
-    }
-    way = (limit.way or WAYS[limit.of]).format(**words)
-    yield _violation(node, limit.kind, found.format(**words), allowed.format(**words), way)
+    worst = max(beyond, key=abs)
+    found, allowed = said(limit, worst)
+    way = (limit.way or WAYS[limit.of]).format(**words(limit, worst), target=target.name)
+    yield _violation(node, limit.kind, found, allowed, way)

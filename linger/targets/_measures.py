@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from linger.targets._limits import Limit
+
 Numbers = tuple[int, ...]
 
 
@@ -181,9 +183,10 @@ CONDITIONS: dict[str, Callable[[Facts], bool]] = {
 }
 
 
-def numbers(f: Facts, measure: str, align: Numbers) -> Numbers:
-    """What ``measure`` counts of this node; nothing where the node lacks what it needs."""
+def beyond_limit(f: Facts, limit: Limit) -> list[int]:
+    """The numbers of this node that a limit does not allow; none where the node lacks what the limit counts."""
     try:
-        return MEASURES[measure](f, align)
+        counted = MEASURES[limit.of](f, limit.align) if CONDITIONS[limit.when](f) else ()
     except (KeyError, IndexError):
-        return ()
+        return []
+    return [n for n in counted if not limit.allows(n)]
