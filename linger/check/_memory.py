@@ -47,11 +47,16 @@ def usage(file: File, target: Target) -> Usage:
     prefetch = _prefetch(nodes, target)
     last = max(len(nodes) - 1, 0)
     tensors = _lives(file, nodes, stand_in, target)
-    limit = target.memory.share
-    inside = [b for b in tensors if limit is None or b.size <= limit]
+    spill = target.memory.spill
+    inside = [b for b in tensors if spill is None or b.size <= spill]
     outside = [b for b in tensors if b not in inside]
-    extra = {"workspace": workspace, "prefetch 1": prefetch[0], "prefetch 2": prefetch[1]}
-    inside += [Block(name=n, size=_round(s, target), begin=0, end=last) for n, s in extra.items() if s]
+    working = [step for step, n in enumerate(nodes) if _workspace(n, target)] or [0]
+    extra = [
+        ("workspace", workspace, working[0], working[-1]),
+        ("prefetch 1", prefetch[0], 0, last),
+        ("prefetch 2", prefetch[1], 0, last),
+    ]
+    inside += [Block(name=n, size=_round(s, target), begin=begin, end=end) for n, s, begin, end in extra if s]
     made = plan(inside)
     return Usage(
         parameters=parameter_bytes(file, target), activations=made.total, workspace=workspace, prefetch=prefetch,

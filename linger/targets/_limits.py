@@ -52,12 +52,16 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Sizes in bytes; None where no figure is known. ``align``: every tensor takes a multiple of so many bytes."""
+    """Sizes in bytes; None where no figure is known.
+
+    ``align``: every tensor takes a multiple of so many bytes. ``spill``: an activation larger than this lies in PSRAM.
+    """
 
     share: int | None = None
     psram: int | None = None
     flash: int | None = None
     align: int = 16
+    spill: int | None = 640 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
