@@ -12,6 +12,7 @@ from linger.convert import (
     quant_tensor,
 )
 from linger.errors import LingerError, LingerWarning
+from linger.fit import fit
 from linger.fuse import trace_layers
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.activations import SigmoidSite as iqSigmoidLayer
@@ -152,6 +153,7 @@ __all__ = [
     "config",
     "disable_normalize",
     "disable_quant",
+    "fit",
     "init",
     "iqAddLayer",
     "iqCatLayer",

@@ -22,7 +22,7 @@ from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.route import route
 from linger.settings import QuantMode, config
-from linger.sites import make_site
+from linger.sites import children, make_site
 from linger.swap import Step, Types, device_of, freeze, named, require_net, swap, types_of
 from linger.targets import target as find_target
 from linger.trace import is_leaf
@@ -99,7 +99,7 @@ def quant_tensor(module: nn.Module, x: Tensor, name: str = "_default_layername",
             "pass quant_tensor(self, x, 'name')"
         )
     child_name = f"_linger_round_tensor_iq_tensor_quant_{name}"
-    child = module._modules.get(child_name)
+    child = children(module).get(child_name)
     if child is None:
         with during("quant_tensor"):
             check_bits(data_bits=bits)

@@ -33,6 +33,7 @@ class Violation:
         allowed: what the chip has.
         way: what to do.
         source: file and line of a call, "" of a layer or where it is not known.
+        of: what was counted, or "float", "op" and "status": the whole op.
     """
 
     layer: str
@@ -42,6 +43,7 @@ class Violation:
     allowed: str
     way: str
     source: str = ""
+    of: str = ""
 
 
 def violations(file: File, target: Target) -> list[Violation]:
@@ -67,11 +69,11 @@ def _of(node: Node, target: Target) -> Iterator[Violation]:
         way = (
             "use nn.ReLU, or a clamp whose input has 2 to 4 dimensions and 8 bits" if node.op == "Clip" else WAYS["op"]
         )
-        yield _violation(node, "error", op_name(node.op), allowed, _or_float(node, way))
+        yield _violation(node, "op", "error", op_name(node.op), allowed, _or_float(node, way))
         return
     if status in STATUS:
         kind, allowed = STATUS[status]
-        yield _violation(node, kind, op_name(node.op), allowed, WAYS[status])
+        yield _violation(node, "status", kind, op_name(node.op), allowed, WAYS[status])
     for limit in target.limits:
         if limit.op == node.op:
             yield from _of_limit(node, limit, target)
@@ -80,7 +82,7 @@ def _of(node: Node, target: Target) -> Iterator[Violation]:
 def _island(node: Node) -> Violation:
     found = f"{node.called} in float" if not node.why else f"{node.called}, which has no form in a file"
     moves = node.op in MOVES or (node.op == "Cast" and not node.why)
-    return _violation(node, "error", found, "integers", WAYS["move" if moves else "float"])
+    return _violation(node, "float", "error", found, "integers", WAYS["move" if moves else "float"])
 
 
 def _or_float(node: Node, way: str) -> str:
@@ -90,9 +92,9 @@ def _or_float(node: Node, way: str) -> str:
     return f"{way}, or linger.disable_quant({python_path(node.layer)}) and compute it outside of the chip"
 
 
-def _violation(node: Node, kind: str, found: str, allowed: str, way: str) -> Violation:
+def _violation(node: Node, of: str, kind: str, found: str, allowed: str, way: str) -> Violation:
     return Violation(
-        layer=node.layer, op=node.op, kind=kind, found=found, allowed=allowed, way=way, source=node.source
+        layer=node.layer, op=node.op, kind=kind, found=found, allowed=allowed, way=way, source=node.source, of=of
     )  # fmt: skip
 
 
@@ -104,4 +106,4 @@ def _of_limit(node: Node, limit: Limit, target: Target) -> Iterator[Violation]:
     worst = max(beyond, key=abs)
     found, allowed = said(limit, worst)
     way = (limit.way or WAYS[limit.of]).format(**words(limit, worst), target=target.name)
-    yield _violation(node, limit.kind, found, allowed, way)
+    yield _violation(node, limit.of, limit.kind, found, allowed, way)
