@@ -59,6 +59,7 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.retarget import retarget
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -171,6 +172,7 @@ __all__ = [
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",
+    "retarget",
     "runtime",
     "settings",
     "trace_layers",

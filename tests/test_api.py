@@ -35,7 +35,7 @@ SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoft
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ channel_shuffle check config
 disable_normalize disable_quant fit init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
 iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx quant_module quant_module_by_type
-quant_tensor runtime settings trace_layers verify
+quant_tensor retarget runtime settings trace_layers verify
 """
 NAMES = LISTED.split()
 
@@ -59,6 +59,7 @@ SIGNATURES = {
     "out_bits=8, target=None, limits=True",
     "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
     "fit": "net, target, *args, quiet=False",
+    "retarget": "net, source, target, *args, quiet=False",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",

@@ -109,6 +109,7 @@ def test_a_net_that_is_such_a_layer() -> None:
 
 KEPT: dict[str, Make] = {
     "a kernel with other padding": lambda: (Net(nn.Conv2d(3, 4, 7, padding=3, padding_mode="reflect")), (1, 3, 9, 9)),
+    "a dilation that no layer has": lambda: (Net(nn.Conv1d(3, 4, 3, dilation=2)), (1, 3, 9)),
     "a dilated kernel": lambda: (Net(nn.Conv2d(3, 4, 7, dilation=2)), (1, 3, 16, 16)),
     "a stride beyond a part": lambda: (Net(nn.Conv2d(3, 4, 7, stride=2, padding=4)), (1, 3, 16, 16)),
     "a pool of what is in float": lambda: (Net(nn.MaxPool2d(2)), (1, 3, 8, 8)),

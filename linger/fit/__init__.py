@@ -12,8 +12,11 @@ from torch import nn
 from linger.check import Report, Violation, check
 from linger.errors import LingerError, during
 from linger.fit import _images, _parts
+from linger.limits import errors_of
 from linger.ops import IntModule
+from linger.ops._base import twin
 from linger.ops._normalize import Normalized
+from linger.ops.conv import Conv2dInt
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
@@ -169,6 +172,13 @@ def _batchnorm(case: Case) -> nn.Module:
     return _images.AsImage(_images.batchnorm(case.layer))  # type: ignore[arg-type]
 
 
+def _conv1d(case: Case) -> nn.Module | None:
+    made = _images.conv1d(case.layer, case.bn)  # type: ignore[arg-type]
+    integer = twin(Conv2dInt, made.layers()[0])
+    integer.start()
+    return None if errors_of(integer, case.chip) else made
+
+
 def _conv2d(case: Case) -> nn.Module | None:
     return _parts.kernel_parts(case.layer, case.largest("kernel"), case.largest("pad"))  # type: ignore[arg-type]
 
@@ -191,7 +201,7 @@ def _adaptive(case: Case) -> nn.Module | None:
 REWRITES: dict[type[nn.Module], Callable[[Case], nn.Module | None]] = {
     nn.Linear: _linear,
     nn.BatchNorm1d: _batchnorm,
-    nn.Conv1d: lambda case: _images.conv1d(case.layer, case.bn),  # type: ignore[arg-type]
+    nn.Conv1d: _conv1d,
     nn.Conv2d: _conv2d,
     nn.ConvTranspose2d: _groups,
     nn.MaxPool1d: lambda case: _images.pool1d(case.layer),

@@ -75,7 +75,7 @@ def linear(layer: nn.Linear, bn: nn.BatchNorm1d | None = None) -> nn.Module:
     return RowsAsImage(conv) if bn is None else RowsAsImage(conv, batchnorm(bn))
 
 
-def conv1d(layer: nn.Conv1d, bn: nn.BatchNorm1d | None = None) -> nn.Module:
+def conv1d(layer: nn.Conv1d, bn: nn.BatchNorm1d | None = None) -> AsImage:
     """Conv1d, and the batch normalization that alone reads it, with a kernel of width 1."""
     padding: Any = layer.padding if isinstance(layer.padding, str) else (*layer.padding, 0)
     conv = convolution(
