@@ -34,7 +34,7 @@ INHERITED = "what it reads changed"
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A tensor that differs: how many of its elements, by how much at most (in steps of its grid), and why."""
+    """A tensor that differs: how many of its elements, by how much at most (integers in steps), and why."""
 
     tensor: str
     op: str
