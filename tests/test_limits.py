@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import linger
+from linger.check._words import WAYS
 from linger.targets import TARGETS, known
 from linger.targets._limits import KINDS
 from linger.targets._measures import CONDITIONS, MEASURES
+from linger.targets._words import SAID
 
 Made = tuple[nn.Module, tuple[int, ...]]
 Make = Callable[[int], Made]
@@ -99,6 +101,12 @@ ROWS: tuple[tuple[str, tuple[str, ...], Make, int, int, str], ...] = (
     ("transpose", ALL, lambda n: call(lambda x: x.transpose(1, 2), 1, 256, n), 256, 257, "error"),
     ("add bits", ("venus",), lambda n: call(lambda x: x + x, 1, 8, bits=n), 8, 16, "error"),
     ("layernorm", ALL, lambda n: (nn.LayerNorm(n), (1, 4, n)), 362, 363, "wrong"),
+    ("slice", ALL, lambda n: call(lambda x: x[:, ::n], 1, 8, 8), 1, 2, "wrong"),
+    ("pad", ("venus",), lambda n: call(lambda x: F.pad(x, (1, 1), "constant" if n else "reflect"), 1, 8, 8), 1, 0, "wrong"),
+    ("reversed axes", ALL, lambda n: call(lambda x: x.permute((0, 3, 2, 1) if n else (3, 2, 1, 0)), 1, 4, 5, 6), 1, 0, "error"),
+    ("swapped rows", ("venusa",), lambda n: call(lambda x: x.permute((0, 2, 3, 1) if n else (0, 2, 1, 3)), 1, 4, 5, 6), 1, 0, "wrong"),
+    ("mul bits", ("arcs",), lambda n: call(lambda x: x * x, 1, 8, bits=n), 8, 32, "error"),
+    ("bmm bits", ("venus", "arcs"), lambda n: call(lambda x: x @ x, 1, 8, 8, bits=n), 8, 32, "error"),
     ("argmax axis", ALL, lambda n: call(lambda x: x.argmax(n), 1, 8, 8), 2, 1, "error"),
 )  # fmt: skip
 EACH = [(what, chip, *rest) for what, chips, *rest in ROWS for chip in chips]
@@ -124,4 +132,6 @@ def test_tables_name_what_there_is(chip: str) -> None:
         assert limit.when in CONDITIONS
         assert limit.kind in KINDS
         assert limit.op in known(chip).ops
+        assert limit.of in SAID
+        assert limit.way or limit.of in WAYS
         assert (limit.low, limit.high, limit.among) != (None, None, ())

@@ -22,17 +22,19 @@ RENAMED = {"QConv1d": "Conv1dInt", "QConv2d": "Conv2dInt", "QConvBN2d": "Conv2dI
            "QConvTranspose2d": "ConvTranspose2dInt", "QBatchNorm2d": "BatchNorm2dInt", "QAvgPool2d": "AvgPool2dInt",
            "QBmm": "BmmInt", "QAdd": "iqAdd", "QMul": "iqMul", "QCat": "iqCat", "QSigmoid": "iqSigmoid", "QTanh": "iqTanh",
            "QSoftmax": "SoftmaxInt", "QLSTM": "LSTMInt", "QGRU": "GRUInt", "QLayerNorm2d": "LayerNormInt"}  # fmt: skip
+FEW = 16
 WIDTHS = {"int8": 8, "int16": 16, "int32": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """A value of the file: its name, shape, NumPy type, and whether the file stores it."""
+    """A value of the file: its name, shape, NumPy type, whether the file stores it, and a few sizes or indices it holds."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     stored: bool = False
+    values: tuple[int, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -87,7 +89,7 @@ class Node:
         return Facts(
             op=self.op, shapes=tuple(t.shape for t in self.inputs), out=self.outputs[0].shape, attrs=self.attrs,
             bits=tuple(t.bits for t in self.inputs), constant=tuple(t.stored for t in self.inputs),
-            out_bits=self.outputs[0].bits,
+            out_bits=self.outputs[0].bits, values=tuple(t.values for t in self.inputs),
         )  # fmt: skip
 
 
@@ -117,7 +119,9 @@ def facts_of(
     graph = shaped.graph
     values = {v.name: _declared(v) for v in (*graph.input, *graph.value_info, *graph.output)}
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    values |= {n: Tensor(name=n, shape=a.shape, dtype=str(a.dtype), stored=True) for n, a in stored.items()}
+    values |= {
+        n: Tensor(name=n, shape=a.shape, dtype=str(a.dtype), stored=True, values=_few(a)) for n, a in stored.items()
+    }
     nodes = tuple(_node(n, values, (origins or {}).get(n.name)) for n in graph.node)
     meta = {m.key: m.value for m in proto.metadata_props}
     sums = json.loads(meta.get("accumulators", "{}"))
@@ -126,6 +130,11 @@ def facts_of(
         outputs=_tensors([o.name for o in graph.output], values),
         accumulators={readable(name): int(said["bits"]) for name, said in sums.items()}, target=meta.get("target", ""),
     )  # fmt: skip
+
+
+def _few(array: np.ndarray) -> tuple[int, ...]:
+    """The sizes or indices in a short array."""
+    return tuple(map(int, array.reshape(-1))) if array.dtype == np.int64 and array.size <= FEW else ()
 
 
 def _fix(proto: onnx.ModelProto, sizes: Mapping[str, int]) -> None:

@@ -16,6 +16,7 @@ MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Sp
 STATUS = {
     "repair": ("wrong", "the stock engine computes other integers"),
     "workspace": ("warning", "the packer reserves too little working memory"),
+    "prefetch": ("warning", "the engine crashes while it prefetches for it"),
     "unverified": ("warning", "its integers on this chip were never compared"),
 }
 

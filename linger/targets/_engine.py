@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from linger.targets._limits import Limit
 
 CHIPS = ("venus", "arcs", "venusa")
-LETTERS = {"S": "runs", "F": "repair", "W": "workspace", "~": "unverified", "-": "none"}
+LETTERS = {"S": "runs", "F": "repair", "W": "workspace", "P": "prefetch", "~": "unverified", "-": "none"}
 
 # op type, then a letter for venus, arcs and venusA:
-# S the stock engine computes these integers, F only a repaired build does, W its working memory is too small,
-# ~ it runs and nobody has compared, - it cannot.
+# S the stock engine computes these integers, F only a repaired build does, W its working memory is too small, P it
+# crashes with prefetch, ~ it runs and nobody has compared, - it cannot.
 STATUS = """
 Quant S S S
 Dequant S S S
@@ -36,7 +36,7 @@ SoftmaxInt ~ S S
 LogSoftmaxInt ~ F S
 LayerNormInt S S S
 GluInt - - S
-LSTMInt W S S
+LSTMInt W P P
 GRUInt S - -
 Transpose S S S
 Reshape S S S
@@ -119,6 +119,12 @@ COMMON = (
     Limit(op="LayerNormInt", of="elements", high=362, kind="wrong"),
     Limit(op="Transpose", of="rank", low=2, high=4),
     Limit(op="Transpose", of="matrix_bytes", high=64 * 1024),
+    Limit(op="Transpose", of="reversed_axes", high=0),
+    Limit(op="Slice", of="step", among=(1,), kind="wrong"),
+    Limit(op="iqPad", of="pads_with_values", high=0, kind="wrong"),
+    *(Limit(op=op, of=of, high=1) for op in ("LSTMInt", "GRUInt") for of in ("sequences", "layers")),
+    *(Limit(op=op, of="rank", among=(3,)) for op in ("LSTMInt", "GRUInt")),
+    Limit(op="GRUInt", of="backwards", high=0, kind="wrong"),
     Limit(op="ArgMax", of="axis_from_end", among=(0,)),
     Limit(op="Requant", of="input_bits", among=(8,)),
     Limit(op="Dequant", of="input_bits", among=(8,), kind="wrong"),

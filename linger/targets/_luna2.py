@@ -22,5 +22,6 @@ SECOND = (
     Limit(op="iqSigmoid", of="input_bits", among=(8,)),
     Limit(op="iqSigmoid", of="scale_o", among=(7,), kind="wrong"),
     Limit(op="AvgPool2dInt", of="whole_input", high=0, kind="warning"),
+    Limit(op="LSTMInt", of="batch_first", high=0, kind="wrong"),
     Limit(op="GluInt", of="left_bytes", high=32 * KB, align=(8, 2)),
 )

@@ -20,7 +20,8 @@ Numbers = tuple[int, ...]
 class Facts:
     """One node as limits see it: its op type, attributes, and the shapes, widths and kind of its operands.
 
-    ``bits`` is 0 for an operand that is not on a grid; ``constant`` says which operands are stored in the file.
+    ``bits`` is 0 for an operand that is not on a grid; ``constant`` says which operands are stored in the file, ``values``
+    holds those of them that are a few sizes or indices.
     """
 
     op: str
@@ -30,6 +31,7 @@ class Facts:
     bits: Numbers = (8,)
     constant: tuple[bool, ...] = ()
     out_bits: int = 8
+    values: tuple[Numbers, ...] = ()
 
     @property
     def x(self) -> Numbers:
@@ -145,6 +147,14 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "scale_o": lambda f, _: (f.exponent("scale_o"),),
     "scale_x": lambda f, _: (f.exponent("scale_x"),),
     "stretched": _stretched,
+    "step": lambda f, _: f.values[4],
+    "reversed_axes": lambda f, _: (int(len(f.x) == 4 and f.ints("perm", 0) == (3, 2, 1, 0)),),
+    "swapped_rows": lambda f, _: (int(f.ints("perm", 0) in ((0, 2, 1, 3), (0, 3, 2, 1))),),
+    "pads_with_values": lambda f, _: (int(f.attrs.get("mode", "constant") != "constant"),),
+    "sequences": lambda f, _: (f.x[0 if f.attrs.get("batch_first") else 1],),
+    "batch_first": lambda f, _: (int(f.attrs.get("batch_first", 0)),),
+    "backwards": lambda f, _: (int(not f.attrs.get("go_forward", 1)),),
+    "layers": lambda f, _: (int(f.attrs.get("num_layers", 1)),),
     "divisor": lambda f, _: (int(not (len(f.constant) > 1 and f.constant[1] and f.w == ())),),
     "row_bytes": row_bytes,
     "input_bytes": input_bytes,

@@ -21,8 +21,11 @@ LIMITS = (
     Limit(op="Conv1dInt", of="kernel_bytes", high=640 * KB, align=(2, 8), when="not depthwise", kind="split"),
     Limit(op="Conv2dInt", of="output_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="weight_bytes", high=640 * KB, kind="split"),
+    Limit(op="BmmInt", of="input_bits", among=(8,)),
     Limit(op="BmmInt", of="output_bits", among=(8, 32)),
     Limit(op="iqAdd", of="input_bits", among=(8, 32)),
+    Limit(op="iqMul", of="input_bits", among=(8,)),
+    Limit(op="Relu", of="input_bits", among=(8, 32)),
     Limit(op="iqCat", of="input_bits", among=(8, 32)),
     Limit(op="LogSoftmaxInt", of="length", high=1024, kind="wrong"),
 )
