@@ -125,7 +125,7 @@ def _violations(found: tuple[Violation, ...]) -> Table:
     for v in found:
         way = v.way.partition(", or linger.disable_quant(")[0]
         rows.setdefault((v.kind, v.op, v.found, v.allowed, way), []).append(v)
-    table = Table("layer", "op", "", "found", "allowed", "way out")
+    table = Table("layer", "op", "on the chip", "found", "allowed", "way out")
     for (kind, op, said, allowed, _), each in rows.items():
         table.add_row(
             _names(each), op_name(op), f"[{STYLES[kind]}]{WORDS[kind]}[/]", said, allowed, _plain(each[0].way)

@@ -26,7 +26,7 @@ WAYS = {
     "stride": "use stride {limit}",
     "pad": "pad by {limit}, and the rest with F.pad before it",
     "dilation": "use dilation {limit}",
-    "kernel_over_stride": "use a larger kernel, or slice the input",
+    "kernel_over_stride": "use a larger kernel, or linger.fit",
     "kernel_over_pad": "use a larger kernel, or F.pad before it",
     "whole_input": "raise the packer's workspace for it",
     "batch": "check one sample, x[:1]: the chip takes one at a time",

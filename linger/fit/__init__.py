@@ -103,7 +103,7 @@ def _pass(net: nn.Module, chip: Target, args: tuple[Any, ...]) -> tuple[nn.Modul
 
 def _described(made: nn.Module) -> str:
     inner = ", ".join(type(m).__name__ for m in made.children())
-    return f"{type(made).__name__} of {inner}" if inner else type(made).__name__
+    return f"{type(made).__name__} of {inner}" if inner else str(made)
 
 
 def _cases(net: nn.Module, chip: Target, report: Report, graph: Graph) -> list[Case]:
@@ -180,6 +180,10 @@ def _conv1d(case: Case) -> nn.Module | None:
 
 
 def _conv2d(case: Case) -> nn.Module | None:
+    if case.violation.of == "kernel_over_stride":
+        return _parts.widened(case.layer, case.largest("kernel"), case.largest("pad"))  # type: ignore[arg-type]
+    if case.violation.of != "kernel":
+        return None
     return _parts.kernel_parts(case.layer, case.largest("kernel"), case.largest("pad"))  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from linger.fit._images import Rewritten, convolution
 
@@ -80,6 +81,24 @@ def kernel_parts(layer: nn.Conv2d, largest: int, most_pad: int) -> nn.Module | N
         for k, s, p in zip(layer.kernel_size, layer.stride, layer.padding, strict=True)
     ]
     return KernelParts(layer, axes[0], axes[1]) if axes[0] and axes[1] else None
+
+
+def widened(layer: nn.Conv2d, largest: int, most_pad: int) -> nn.Module | None:
+    """A convolution whose stride is larger than its kernel, with zeros around the kernel; None where that is too large.
+
+    The zeros are weights like all others: training may use them.
+    """
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
+        return None
+    rings = [-(-max(s - k, 0) // 2) for s, k in zip(layer.stride, layer.kernel_size, strict=True)]
+    kernel = [k + 2 * r for k, r in zip(layer.kernel_size, rings, strict=True)]
+    pads = [p + r for p, r in zip(_pair(layer.padding), rings, strict=True)]
+    if max(kernel) > largest or any(p > min(k, most_pad) for p, k in zip(pads, kernel, strict=True)):
+        return None
+    weight = F.pad(layer.weight.detach(), (rings[1], rings[1], rings[0], rings[0]))
+    made = convolution(weight, layer.bias, stride=layer.stride, padding=tuple(pads), groups=layer.groups)
+    made.weight.requires_grad_(layer.weight.requires_grad)
+    return made
 
 
 class GroupParts(Rewritten):

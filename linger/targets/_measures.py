@@ -74,8 +74,8 @@ def _width(f: Facts) -> int:
 
 
 def _rows(f: Facts) -> int:
-    """M of a product: the rows of the left matrix."""
-    return f.x[-2] if len(f.x) > 1 else 1
+    """M of a product: the rows of the left matrix, those of a Linear of any number of dimensions together."""
+    return math.prod(f.x[-2:-1] if f.op == "BmmInt" else f.x[:-1])
 
 
 def row_bytes(f: Facts, align: Numbers) -> Numbers:
