@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from linger.check._words import op_name
 from linger.convert import init
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
@@ -55,10 +56,21 @@ class Lenient(Writer):
             why = str(error)
             self.complete = False
             self._unknown(node)
-        module = node.module is not None and not isinstance(self.modules.get(node.module), Site)
-        source = "" if module else node.source
-        origin = Origin(name=node.name, op=node.op, source=source, module=module, why=why)
+        layer = self._layer(node)
+        origin = Origin(
+            name=node.name if layer is None else layer, op=node.op, source="" if layer is not None else node.source,
+            module=layer is not None, why=why,
+        )  # fmt: skip
         self.made += [(n, origin) for n in self.build.nodes[before:]]
+
+    def _layer(self, node: Node) -> str | None:
+        """The layer of the net that a node is, or is the only call of: its name, with the number of a later call."""
+        if node.module is not None and not isinstance(self.modules.get(node.module), Site):
+            return node.name if node.module else op_name(node.op)
+        owner = node.name.rpartition(".")[0]
+        module = self.modules.get(owner)
+        own = module is not None and type(module).__module__.startswith("torch.nn") and not list(module.children())
+        return owner if own else None
 
     def _unknown(self, node: Node) -> None:
         inputs = [self.exact[v.id] if v.id in self.exact else self.as_is(v) for v in node.inputs()]
