@@ -107,6 +107,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], Make, int, int, str], ...] = (
     ("swapped rows", ("venusa",), lambda n: call(lambda x: x.permute((0, 2, 3, 1) if n else (0, 2, 1, 3)), 1, 4, 5, 6), 1, 0, "wrong"),
     ("mul bits", ("arcs",), lambda n: call(lambda x: x * x, 1, 8, bits=n), 8, 32, "error"),
     ("bmm bits", ("venus", "arcs"), lambda n: call(lambda x: x @ x, 1, 8, 8, bits=n), 8, 32, "error"),
+    ("layernorm eps", ALL, lambda n: (nn.LayerNorm(8, eps=n * 1e-5), (1, 4, 8)), 1, 2, "wrong"),
     ("argmax axis", ALL, lambda n: call(lambda x: x.argmax(n), 1, 8, 8), 2, 1, "error"),
 )  # fmt: skip
 EACH = [(what, chip, *rest) for what, chips, *rest in ROWS for chip in chips]

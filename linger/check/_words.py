@@ -46,6 +46,7 @@ WAYS = {
     "scale_o": TRAIN,
     "scale_x": "let its input reach further: the scale is coarser then",
     "stretched": "expand the smaller operand to the shape of the result",
+    "own_eps": "use eps=1e-5",
     "step": "reshape and slice with step 1, or use a convolution or a pool of that stride",
     "reversed_axes": "transpose in two steps",
     "swapped_rows": "use a repaired build of the engine, or reshape to three dimensions and transpose those",

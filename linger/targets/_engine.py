@@ -116,6 +116,7 @@ COMMON = (
     Limit(op="SoftmaxInt", of="input_bits", among=(8,)),
     Limit(op="LogSoftmaxInt", of="input_bits", among=(8,)),
     Limit(op="LayerNormInt", of="input_bits", among=(8,)),
+    Limit(op="LayerNormInt", of="own_eps", high=0, kind="wrong"),
     Limit(op="LayerNormInt", of="elements", high=362, kind="wrong"),
     Limit(op="Transpose", of="rank", low=2, high=4),
     Limit(op="Transpose", of="matrix_bytes", high=64 * 1024),

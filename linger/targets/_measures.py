@@ -147,6 +147,7 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "scale_o": lambda f, _: (f.exponent("scale_o"),),
     "scale_x": lambda f, _: (f.exponent("scale_x"),),
     "stretched": _stretched,
+    "own_eps": lambda f, _: (int("epsilon" in f.attrs),),
     "step": lambda f, _: f.values[4],
     "reversed_axes": lambda f, _: (int(len(f.x) == 4 and f.ints("perm", 0) == (3, 2, 1, 0)),),
     "swapped_rows": lambda f, _: (int(f.ints("perm", 0) in ((0, 2, 1, 3), (0, 3, 2, 1))),),

@@ -30,6 +30,7 @@ SAID = {
     "scale_o": ("output scale 2^{n}", "2^{limit}"),
     "scale_x": ("input scale 2^{n}", "2^n with n {limit}"),
     "stretched": ("operands of different shapes", "one shape"),
+    "own_eps": ("an eps of its own", "eps=1e-5"),
     "step": ("a slice of step {n}", "step {limit}"),
     "reversed_axes": ("all four axes reversed", "an order that keeps the first axis"),
     "swapped_rows": ("axes in the order 0, 2, 1, 3 or 0, 3, 2, 1", "another order: the stock engine mixes these up"),
