@@ -44,6 +44,8 @@ Make = Callable[[], tuple[nn.Module, tuple[int, ...]]]
 REWRITTEN: dict[str, tuple[str, Make]] = {
     "kernel 7": ("venus", lambda: (Net(nn.Conv2d(3, 4, 7, padding=3)), (2, 3, 12, 11))),
     "kernel 7, stride 2": ("arcs", lambda: (Net(nn.Conv2d(3, 4, (7, 3), (1, 2), padding=(3, 1))), (1, 3, 12, 11))),
+    "the first layer of a ResNet": ("venus", lambda: (Net(nn.Conv2d(3, 4, 7, 2, 3, bias=False)), (1, 3, 16, 17))),
+    "kernel 9, stride 2": ("venus", lambda: (Net(nn.Conv2d(2, 4, (9, 1), (2, 1), (3, 0))), (1, 2, 14, 6))),
     "kernel 9 without bias or pads": ("venusa", lambda: (Net(nn.Conv2d(2, 4, 9, bias=False)), (1, 2, 12, 16))),
     "kernel 11 of groups": ("venus", lambda: (Net(nn.Conv2d(4, 8, (1, 11), padding=(0, 3), groups=2)), (1, 4, 6, 16))),
     "stride beyond the kernel": ("venus", lambda: (Net(nn.Conv2d(3, 4, 1, stride=2)), (2, 3, 9, 12))),
@@ -114,7 +116,7 @@ KEPT: dict[str, Make] = {
     "a dilation that no layer has": lambda: (Net(nn.Conv1d(3, 4, 3, dilation=2)), (1, 3, 9)),
     "a dilated kernel": lambda: (Net(nn.Conv2d(3, 4, 7, dilation=2)), (1, 3, 16, 16)),
     "a stride beyond every kernel": lambda: (Net(nn.Conv2d(3, 4, 1, stride=8)), (1, 3, 16, 16)),
-    "a stride beyond a part": lambda: (Net(nn.Conv2d(3, 4, 7, stride=2, padding=4)), (1, 3, 16, 16)),
+    "pads beyond every part": lambda: (Net(nn.Conv2d(3, 4, 7, padding=6)), (1, 3, 16, 16)),
     "a pool of what is in float": lambda: (Net(nn.MaxPool2d(2)), (1, 3, 8, 8)),
     "a layer that fits": lambda: (Net(nn.Conv2d(3, 4, 3)), (1, 3, 9, 9)),
 }

@@ -6,6 +6,7 @@ p - o in front and p - (k - o - k_b) behind; padded alike on both sides it makes
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +33,23 @@ class Part:
 
 
 def parts_of(kernel: int, stride: int, pad: int, largest: int, most_pad: int) -> list[Part] | None:
-    """The fewest pieces of one axis, as equal as can be; None where their pads would be too large."""
-    count = -(-kernel // largest)
-    made, offset = [], 0
-    for i in range(count):
-        size = (kernel - offset) // (count - i) + bool((kernel - offset) % (count - i))
-        front, behind = pad - offset, pad - (kernel - offset - size)
-        begin = max(front, 0)
-        lead = -(-max(behind - begin, 0) // stride)
-        made.append(Part(offset=offset, size=size, cut=max(-front, 0), pad=begin + lead * stride, lead=lead))
-        offset += size
-    return made if all(p.pad <= min(p.size, most_pad) and p.size >= stride for p in made) else None
+    """The fewest pieces of one axis, as equal as can be; None where the pads of all of them would be too large."""
+    fewest = -(-kernel // largest)
+    for count in (fewest, fewest + 1):
+        sizes = [s for s in itertools.product(range(1, largest + 1), repeat=count) if sum(s) == kernel]
+        for each in sorted(sizes, key=lambda s: (max(s) - min(s), s[::-1])):
+            made = [_part(sum(each[:i]), size, kernel, stride, pad) for i, size in enumerate(each)]
+            if all(p.pad <= min(p.size, most_pad) and p.size >= stride for p in made):
+                return made
+    return None
+
+
+def _part(offset: int, size: int, kernel: int, stride: int, pad: int) -> Part:
+    """The piece at ``offset``, with as many outputs to drop as its pads make too many."""
+    front, behind = pad - offset, pad - (kernel - offset - size)
+    begin = max(front, 0)
+    lead = -(-max(behind - begin, 0) // stride)
+    return Part(offset=offset, size=size, cut=max(-front, 0), pad=begin + lead * stride, lead=lead)
 
 
 class KernelParts(Rewritten):
