@@ -136,3 +136,29 @@ def test_tables_name_what_there_is(chip: str) -> None:
         assert limit.of in SAID
         assert limit.way or limit.of in WAYS
         assert (limit.low, limit.high, limit.among) != (None, None, ())
+
+
+STATUS_ROWS = {
+    ("venus", "ConvTranspose2dInt"): (lambda: deconv(), "warning", "pack with -m params:share-mem"),
+    ("venusa", "Conv1dInt"): (lambda: conv1d(), "wrong", "use a repaired build of the engine, or another op"),
+    ("venus", "SoftmaxInt"): (
+        lambda: call(lambda x: x.softmax(-1), 1, 8),
+        "warning",
+        "compare the chip's first results",
+    ),
+    ("venusa", "iqSigmoid"): (lambda: call(torch.sigmoid, 1, 8), "wrong", "use a repaired build of the engine"),
+    ("arcs", "iqTanh"): (lambda: call(torch.tanh, 1, 8), "error", "use another op"),
+    ("arcs", "GluInt"): (lambda: call(F.glu, 1, 8), "error", "use another op"),
+    ("arcs", "LogSoftmaxInt"): (lambda: call(lambda x: x.log_softmax(-1), 1, 8), "wrong", "use a repaired build"),
+    ("arcs", "iqSub"): (lambda: call(lambda x: x - x.abs(), 1, 8), "wrong", "use a repaired build"),
+}
+
+
+@pytest.mark.parametrize("row", STATUS_ROWS, ids="-".join)
+def test_what_the_engine_makes_of_an_op(row: tuple[str, str]) -> None:
+    make, kind, way = STATUS_ROWS[row]
+    net, shape = make()
+    report = linger.check(nn.Sequential(net), torch.randn(shape), target=row[0], quiet=True)
+    found = {v.op: (v.kind, v.way) for v in report.violations if v.of in ("op", "status")}
+    assert found[row[1]][0] == kind
+    assert found[row[1]][1].startswith(way)

@@ -17,6 +17,7 @@ STATUS = {
     "repair": ("wrong", "the stock engine computes other integers"),
     "workspace": ("warning", "the packer reserves too little working memory"),
     "prefetch": ("warning", "the engine crashes while it prefetches for it"),
+    "share": ("warning", "the packer wants its weights in share memory"),
     "unverified": ("warning", "its integers on this chip were never compared"),
 }
 

@@ -56,6 +56,7 @@ WAYS = {
     "backwards": "flip its input",
     "layers": "use one layer after another",
     "prefetch": "pack it with --dma_prefetch False",
+    "share": "pack with -m params:share-mem",
     "divisor": "multiply by a constant instead",
     "row_bytes": "use fewer channels, a smaller kernel or a narrower input",
     "input_bytes": "use fewer channels or a smaller input",

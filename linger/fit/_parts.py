@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from linger.fit._images import Rewritten, convolution
 
+MOST_PARTS = 4  # of one axis: 16 convolutions in the place of one are no way out
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -34,7 +36,9 @@ class Part:
 
 def parts_of(kernel: int, stride: int, pad: int, largest: int, most_pad: int) -> list[Part] | None:
     """The fewest pieces of one axis, as equal as can be; None where the pads of all of them would be too large."""
-    fewest = -(-kernel // largest)
+    fewest = -(-kernel // max(largest, 1))
+    if fewest > MOST_PARTS:
+        return None
     for count in (fewest, fewest + 1):
         sizes = [s for s in itertools.product(range(1, largest + 1), repeat=count) if sum(s) == kernel]
         for each in sorted(sizes, key=lambda s: (max(s) - min(s), s[::-1])):

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from linger.targets._limits import Limit
 
 CHIPS = ("venus", "arcs", "venusa")
-LETTERS = {"S": "runs", "F": "repair", "W": "workspace", "P": "prefetch", "~": "unverified", "-": "none"}
+LETTERS = {"S": "runs", "F": "repair", "W": "workspace", "P": "prefetch", "M": "share", "~": "unverified", "-": "none"}
 
 # op type, then a letter for venus, arcs and venusA:
 # S the stock engine computes these integers, F only a repaired build does, W its working memory is too small, P it
-# crashes with prefetch, ~ it runs and nobody has compared, - it cannot.
+# crashes with prefetch, M its weights have to lie in share memory, ~ it runs and nobody has compared, - it cannot.
 STATUS = """
 Quant S S S
 Dequant S S S
 Requant S S S
 Conv1dInt S S F
 Conv2dInt S S S
-ConvTranspose2dInt S S S
+ConvTranspose2dInt M S S
 LinearInt S S S
 BmmInt S S S
 BatchNorm2dInt S S S

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KINDS = ("error", "wrong", "split", "warning")
-STATUSES = ("runs", "repair", "workspace", "prefetch", "unverified", "none")
+STATUSES = ("runs", "repair", "workspace", "prefetch", "share", "unverified", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
