@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,8 @@ ROWS: tuple[tuple[str, tuple[str, ...], Make, int, int, str], ...] = (
     ("pad", ("venus",), lambda n: call(lambda x: F.pad(x, (1, 1), "constant" if n else "reflect"), 1, 8, 8), 1, 0, "wrong"),
     ("reversed axes", ALL, lambda n: call(lambda x: x.permute((0, 3, 2, 1) if n else (3, 2, 1, 0)), 1, 4, 5, 6), 1, 0, "error"),
     ("swapped rows", ("venusa",), lambda n: call(lambda x: x.permute((0, 2, 3, 1) if n else (0, 2, 1, 3)), 1, 4, 5, 6), 1, 0, "wrong"),
+    ("add of a column", ALL, lambda n: call(lambda x: x + x[:, :, :n], 1, 4, 5), 5, 1, "wrong"),
+    ("mul of a column", ALL, lambda n: call(lambda x: x * x[:, :, :n], 1, 4, 5), 5, 1, "wrong"),
     ("mul bits", ("arcs",), lambda n: call(lambda x: x * x, 1, 8, bits=n), 8, 32, "error"),
     ("bmm bits", ("venus", "arcs"), lambda n: call(lambda x: x @ x, 1, 8, 8, bits=n), 8, 32, "error"),
     ("layernorm eps", ALL, lambda n: (nn.LayerNorm(8, eps=n * 1e-5), (1, 4, 8)), 1, 2, "wrong"),
@@ -136,6 +139,22 @@ def test_tables_name_what_there_is(chip: str) -> None:
         assert limit.of in SAID
         assert limit.way or limit.of in WAYS
         assert (limit.low, limit.high, limit.among) != (None, None, ())
+
+
+@pytest.mark.parametrize("chip", ALL)
+def test_a_product_with_a_number_or_a_gate_on_either_side(chip: str, tmp_path: Path) -> None:
+    for function in (
+        lambda x: 3 * x,
+        lambda x: x * 3,
+        lambda x: F.avg_pool2d(x, 4) * x,
+        lambda x: x * F.avg_pool2d(x, 4),
+    ):
+        net, shape = call(function, 1, 3, 4, 4)
+        assert not [k for k, _ in broken((net, shape), chip) if k in ("error", "wrong")]
+        net, x = linger.init(net, target=chip), torch.randn(shape)
+        net(x)
+        linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx")
+        assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
 
 
 STATUS_ROWS = {

@@ -45,7 +45,7 @@ WAYS = {
     "finer_input": TRAIN,
     "scale_o": TRAIN,
     "scale_x": "let its input reach further: the scale is coarser then",
-    "stretched": "expand the smaller operand to the shape of the result",
+    "stretched": "expand the smaller operand to the shape of the result; put a number into the bias of the layer before",
     "own_eps": "use eps=1e-5",
     "step": "reshape and slice with step 1, or use a convolution or a pool of that stride",
     "reversed_axes": "transpose in two steps",

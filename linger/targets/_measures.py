@@ -115,9 +115,12 @@ def _pads_over(f: Facts, align: Numbers) -> Numbers:
 
 
 def _stretched(f: Facts, align: Numbers) -> Numbers:
-    """Operands that are not of the result's shape; a product takes a number, or one per channel, on either side."""
-    own = [(), (1, f.out[1], 1, 1)] if f.op == "iqMul" and len(f.out) == 4 else [()] if f.op == "iqMul" else []
-    return (len([s for s in f.shapes if s != f.out and s not in own]),)
+    """Operands that are not of the result's shape; the second of a product may be a number, or one per channel."""
+    unlike = [i for i, s in enumerate(f.shapes) if s != f.out]
+    if f.op == "iqMul" and unlike == [1]:
+        per_channel = len(f.out) == 4 and f.w in ((1, f.out[1], 1, 1), (*f.out[:2], 1, 1))
+        return (int(not per_channel and not (f.w == () and f.constant[1])),)
+    return (len(unlike),)
 
 
 MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
