@@ -56,6 +56,7 @@ REWRITTEN: dict[str, tuple[str, Make]] = {
     "conv1d": ("venusa", lambda: (Net(nn.Conv1d(4, 6, 3, 2, padding=1)), (1, 4, 12))),
     "conv1d dilated": ("arcs", lambda: (Net(nn.Conv1d(4, 6, 3, padding="same", dilation=2)), (1, 4, 20))),
     "conv1d depthwise, batch norm": ("venus", lambda: (Net(nn.Conv1d(4, 4, 3, groups=4), nn.BatchNorm1d(4)), (1, 4, 9))),
+    "deconvolution of a sequence": ("arcs", lambda: (Net(nn.ConvTranspose1d(4, 6, 3, 2, 1, 1)), (1, 4, 9))),
     "batch norm of rows": ("venus", lambda: (Net(nn.BatchNorm1d(6)), (3, 6))),
     "batch norm of a sequence": ("arcs", lambda: (Net(nn.BatchNorm1d(6)), (1, 6, 9))),
     "max pool of a sequence": ("venus", lambda: (Net(nn.MaxPool1d(3, 2, 1)), (1, 4, 12))),

@@ -17,7 +17,7 @@ FINE = "nothing to do: the integers stay the same"
 TRAIN = "train with linger.init(net, target={target!r})"
 WAYS = {
     "op": "use another op",
-    "float": "use a call with a fixed-point form, or run this part outside of the chip",
+    "float": "put its input on a grid with linger.quant_tensor(self, x, 'x'), use a call with a fixed-point form, or run this part outside of the chip",
     "move": "put its input on a grid first, with linger.quant_tensor(self, x, 'x')",
     "repair": "use a repaired build of the engine, or another op",
     "workspace": "raise the packer's workspace for it",

@@ -206,6 +206,7 @@ REWRITES: dict[type[nn.Module], Callable[[Case], nn.Module | None]] = {
     nn.Linear: _linear,
     nn.BatchNorm1d: _batchnorm,
     nn.Conv1d: _conv1d,
+    nn.ConvTranspose1d: lambda case: _images.conv_transpose1d(case.layer),  # type: ignore[arg-type]
     nn.Conv2d: _conv2d,
     nn.ConvTranspose2d: _groups,
     nn.MaxPool1d: lambda case: _images.pool1d(case.layer),

@@ -86,6 +86,20 @@ def conv1d(layer: nn.Conv1d, bn: nn.BatchNorm1d | None = None) -> AsImage:
     return AsImage(conv) if bn is None else AsImage(conv, batchnorm(bn))
 
 
+def conv_transpose1d(layer: nn.ConvTranspose1d) -> AsImage:
+    """ConvTranspose1d with a kernel of width 1."""
+    options: dict[str, Any] = {n: (*getattr(layer, n), 1) for n in ("kernel_size", "stride", "dilation")}
+    options |= {n: (*getattr(layer, n), 0) for n in ("padding", "output_padding")}
+    made = nn.ConvTranspose2d(
+        layer.in_channels, layer.out_channels, groups=layer.groups, bias=layer.bias is not None, device=layer.weight.device,
+        dtype=layer.weight.dtype, **options,
+    )  # fmt: skip
+    made.weight = nn.Parameter(layer.weight.detach().unsqueeze(-1).clone(), layer.weight.requires_grad)
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias.detach().clone(), layer.bias.requires_grad)
+    return AsImage(made)
+
+
 def batchnorm(layer: nn.BatchNorm1d) -> nn.BatchNorm2d:
     """A BatchNorm2d with the same parameters and statistics (the same objects)."""
     made = nn.BatchNorm2d(
