@@ -52,6 +52,7 @@ REWRITTEN: dict[str, tuple[str, Make]] = {
     "stride beyond a padded kernel": ("arcs", lambda: (Net(nn.Conv2d(4, 4, 2, stride=4, padding=1, groups=2)), (1, 4, 12, 13))),
     "rows": ("venusa", lambda: (Net(nn.Linear(6, 4)), (1, 5, 6))),
     "rows, no bias": ("venusa", lambda: (Net(nn.Linear(6, 4, bias=False)), (5, 6))),
+    "linear of 4 dimensions": ("venus", lambda: (Net(nn.Linear(6, 4)), (1, 2, 3, 6))),
     "linear and batch norm": ("venus", lambda: (Net(nn.Linear(6, 4), nn.BatchNorm1d(4)), (5, 6))),
     "conv1d": ("venusa", lambda: (Net(nn.Conv1d(4, 6, 3, 2, padding=1)), (1, 4, 12))),
     "conv1d dilated": ("arcs", lambda: (Net(nn.Conv1d(4, 6, 3, padding="same", dilation=2)), (1, 4, 20))),

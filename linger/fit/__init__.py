@@ -165,7 +165,7 @@ def _rewritten(case: Case) -> nn.Module | None:
 
 
 def _linear(case: Case) -> nn.Module | None:
-    return _images.linear(case.layer, case.bn) if case.bn or case.violation.of == "rows" else None  # type: ignore[arg-type]
+    return _images.linear(case.layer, case.bn) if case.bn or case.violation.of in ("rows", "rank") else None  # type: ignore[arg-type]
 
 
 def _batchnorm(case: Case) -> nn.Module:
