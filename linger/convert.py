@@ -34,7 +34,7 @@ ALWAYS_QUANTIZED = (
 )  # fmt: skip
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
 # Layers whose function is no call with a fixed-point form, so that a subclass with a forward of its own has none.
-UNCALLED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU, nn.Embedding)
+UNCALLED = (nn.BatchNorm1d, nn.BatchNorm2d)
 # Layers that need no twin: they move or drop values, and the grid goes through.
 TRANSPARENT = (
     nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout1d,

@@ -120,25 +120,42 @@ def scalar_scale(value: float, bits: int = 8) -> float:
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values
 
 
+def _rounded(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+    """floor(x * scale + 1/2), a new tensor: half a step is added to x, which rounds alike and saves a pass."""
+    return torch.add(x, step, alpha=0.5).mul_(scale).floor_()
+
+
+def saturated(v: Tensor, q: Tensor) -> Tensor:
+    """Where v and q differ, one byte per element; ``v`` may be overwritten.
+
+    Without a compiler, comparisons that make a bool and ``torch.where`` are far slower on CPUs than arithmetic on floats.
+    """
+    eager = v.device.type == "cpu" and not torch.compiler.is_compiling()
+    return v.ne_(q).to(torch.int8) if eager else v != q
+
+
+def passed(gradient: Tensor, outside: Tensor) -> Tensor:
+    """The gradient, exactly zero where ``outside``, a result of ``saturated``."""
+    if outside.dtype == torch.bool:
+        return torch.where(outside, 0, gradient)
+    return torch.ops.aten.hardtanh_backward(gradient, outside.to(gradient.dtype), -0.5, 0.5)  # type: ignore[no-any-return]
+
+
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None) -> Tensor:
-        if bits > 16:  # adding a half needs more than float32 has
-            wide, scale = x.double(), scale.double()
-        else:
-            wide = x
-        v = torch.addcmul(scale.new_full((), 0.5), wide, scale).floor_()
+        step = scale.reciprocal()
+        v = _rounded(x.double() if bits > 16 else x, scale, step)
         q = v.clamp(-levels(bits) - 1, highest(bits))
-        keep = q == v
+        outside = saturated(v, q)
         if bound is not None:
-            keep &= x.abs() <= bound
-        ctx.save_for_backward(keep)
-        return q.div_(scale).to(x.dtype)
+            outside = outside | x.abs().gt_(bound).to(outside.dtype)
+        ctx.save_for_backward(outside)
+        return q.mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (keep,) = ctx.saved_tensors
-        return torch.where(keep, grads[0], 0), None, None, None
+        return passed(grads[0], ctx.saved_tensors[0]), None, None, None
 
 
 def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) -> Tensor:
@@ -150,19 +167,24 @@ def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) 
         bits: width of the integer.
         bound: gradients are zero where ``|x| > bound`` too (``normalize_data``).
     """
-    return _FakeQuant.apply(x, scale.to(x.dtype), bits, bound)  # type: ignore[no-any-return]
+    scale = scale.to(torch.float64 if bits > 16 else x.dtype)  # adding a half needs more than float32 has
+    if x.requires_grad and torch.is_grad_enabled():
+        return _FakeQuant.apply(x, scale, bits, bound)  # type: ignore[no-any-return]
+    step = scale.reciprocal()
+    v = _rounded(x.double() if bits > 16 else x, scale, step)
+    return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
 
 
 class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Tensor:
         q = integers.clamp(-levels(bits) - 1, highest(bits))
-        ctx.save_for_backward(q == integers)
+        ctx.save_for_backward(saturated(integers.clone(), q))
         return (q / scale).to(ideal.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return torch.where(ctx.saved_tensors[0], grads[0], 0), None, None, None
+        return passed(grads[0], ctx.saved_tensors[0]), None, None, None
 
 
 def straight_through(ideal: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Tensor:

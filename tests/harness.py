@@ -15,7 +15,7 @@ import linger
 from linger.numerics import levels, scale_from_weight
 from linger.ops import Case, IntModule, _weighted, bmm, cat, divide, elementwise, pool, reduce
 from linger.ops._case import Holder
-from linger.ops._weighted import WeightedSite
+from linger.ops._site import Site
 from linger.targets import TARGETS
 
 STEP = 2.0**-5  # of the inputs' grid at 8 bits: they reach +-4
@@ -97,7 +97,7 @@ def inputs(case: Case, bits: int, batch: int, seed: int) -> tuple[Tensor, ...]:
 
 def parameters_of(net: nn.Module, module: Any) -> tuple[Any, Any]:
     """Weight and bias of a layer, or of the case's function whose one weighted call this is."""
-    if not isinstance(module, WeightedSite):
+    if not isinstance(module, Site):
         return module.weight, getattr(module, "bias", None)
     (holder,) = (m for m in net.modules() if isinstance(m, Holder))
     weight = max(holder.parameters(), key=Tensor.dim)
@@ -124,7 +124,7 @@ def choose_shifts(net: nn.Module) -> tuple[int, tuple[float, ...]]:
                 j, densities = 5, (min(1.0, 4 / terms), min(1.0, 2 / terms))
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                     module.running_mean.zero_()
-                called = isinstance(module, WeightedSite)
+                called = isinstance(module, Site)
                 lsb = float(scale_from_weight(weight, 8) if called else module.derived()["scale_w"]) / STEP
                 if bias is not None:
                     bias.copy_((bias * lsb / 2**6).round() * 2**6 / lsb)

@@ -18,7 +18,7 @@ from torch import nn
 pytestmark = pytest.mark.filterwarnings(
     "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
 )
-SLOW = ("ResNet20", "MobileNetV2", "UNet")
+SLOW = ("ResNet20", "MobileNetV2", "UNet", "Conformer")
 EVERY = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MAKERS])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from test_interop import plain_export
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import linger
 from linger.numerics import grid_of
@@ -225,3 +228,55 @@ def test_bad_index_in_a_file(tmp_path: Path) -> None:
     for index in (-1, 20):
         with pytest.raises(linger.LingerError, match=rf"found index {index}, allowed are 0 to 19"):
             model(np.array([0, index, 1]))
+
+
+# --- calls
+
+
+class Called(nn.Module):
+    """``F.embedding`` with a table that is a parameter, or computed from one."""
+
+    def __init__(self, scaled: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Parameter(torch.randn(20, 6)), nn.Linear(6, 4)
+        self.scaled, self.options = scaled, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table * 6**0.5 if self.scaled else self.table
+        return self.fc(F.embedding(x, table, **self.options))
+
+
+class Derived(nn.Embedding):
+    """A subclass of the user's, whose forward makes the call."""
+
+
+@pytest.mark.parametrize("parameter_bits", [4, 8, 16])
+@pytest.mark.parametrize(
+    "make",
+    [Called, lambda: Called(padding_idx=3, scale_grad_by_freq=True), lambda: Called(scaled=True),
+     lambda: nn.Sequential(Derived(20, 6, padding_idx=3), nn.Linear(6, 4))],
+    ids=["parameter", "options", "computed", "subclass"],
+)  # fmt: skip
+def test_calls(make: Callable[[], nn.Module], parameter_bits: int, tmp_path: Path) -> None:
+    net = make()
+    reference = copy.deepcopy(net)
+    linger.init(net, parameter_bits=parameter_bits, data_bits=8, out_bits=8)
+    x = torch.randint(0, 20, (3, 7))
+    net(x).square().sum().backward()
+    reference(x).square().sum().backward()
+    for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p.grad.abs().sum(-1) == 0, q.grad.abs().sum(-1) == 0)
+    net.eval()
+    model = linger.onnx.export(net, (x,), tmp_path / "net.onnx", input_names=["x"], dynamic_axes={"x": {0: "batch"}})
+    assert [n.op_type for n in model.graph.node if n.op_type != "Requant"] == ["Gather", "LinearInt", "Dequant"]
+    assert linger.verify(net, tmp_path / "net.onnx", torch.randint(0, 20, (5, 7)), quiet=True).equal
+    with pytest.raises(linger.LingerError, match=r"iqembedding_0: found index 20, allowed are 0 to 19"):
+        net(torch.tensor([[20]]))
+
+
+def test_a_call_that_renorms_stays_in_float() -> None:
+    net = linger.init(Called(max_norm=1.0))
+    x = torch.randint(0, 20, (3, 7))
+    net(x)
+    assert not any("iqembedding" in key for key in net.state_dict())
+    assert next(m for m in net.modules() if isinstance(m, linger.LinearInt)).running_x > 0

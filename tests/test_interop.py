@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from attention_nets import ATTENTION_NETS
 from nets import NETS
 from onnx import helper, numpy_helper
 from test_nets import trained
@@ -53,7 +54,9 @@ def described(model: onnx.ModelProto) -> list[tuple[object, ...]]:
     return found
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [*NETS, *(n for n in ATTENTION_NETS if n != "Tokens")]
+)  # it picks a step: by Gather there
 def test_both_routes_write_the_same(name: str, tmp_path: Path) -> None:
     net, shape = trained(name)
     x = torch.randn(2, *shape)

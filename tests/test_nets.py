@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from nets import NETS
+from attention_nets import ATTENTION_NETS
+from nets import NETS as CONVOLUTION_NETS
 from torch import Tensor, nn
 
 import linger
 
+NETS = CONVOLUTION_NETS | ATTENTION_NETS
 
-def trained(name: str, steps: int = 4, **options: int) -> tuple[nn.Module, tuple[int, ...]]:
+
+def trained(name: str, steps: int = 4, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
     """The net in fixed point after a few steps on noise."""
     make, shape = NETS[name]
     net = make()
@@ -44,9 +48,22 @@ def test_no_integer_differs(name: str, dialect: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_four_bit_weights(name: str, tmp_path: Path) -> None:
-    net, shape = trained(name, parameter_bits=4)
+    net, shape = trained(name, parameter_bits=4, target="arcs")
+    linger.onnx.export(net, (torch.randn(2, *shape),), tmp_path / "net.onnx")
+    assert linger.verify(net, tmp_path / "net.onnx", torch.randn(2, *shape), quiet=True).equal
+
+
+def test_another_target_is_refused_where_it_computes_otherwise(tmp_path: Path) -> None:
+    """A file for another chip is written only where its integers are those of the net."""
+    net, shape = trained("KeywordNet")
     linger.onnx.export(net, (torch.randn(2, *shape),), tmp_path / "net.onnx", target="arcs")
     assert linger.verify(net, tmp_path / "net.onnx", torch.randn(2, *shape), quiet=True).equal
+    net, shape = trained("SpeechNet")
+    with pytest.raises(
+        linger.LingerError,
+        match=r"iqtanh_0: .* is computed as venus does, which arcs does not; export for venus, or load",
+    ):
+        linger.onnx.export(net, (torch.randn(2, *shape),), tmp_path / "net.onnx", target="arcs")
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from attention_nets import ATTENTION_NETS
 from nets import NETS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,7 +63,9 @@ class Residual(Body):
         return super().forward(x) + x
 
 
-MAKERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {**NETS, "Mixed": (Mixed, (3, 8, 8))}
+MAKERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    **NETS, "Mixed": (Mixed, (3, 8, 8)), **{name: ATTENTION_NETS[name] for name in ("Tokens", "Conformer", "SpeechNet")},
+}  # fmt: skip
 TRAINED = (*SMALL, "Mixed")
 EVERY = pytest.mark.parametrize("name", TRAINED)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -277,17 +277,34 @@ class Writer:
         for k in range(count):
             at = tuple(replace(o, shape=_at(o.shape, k)) for o in operands)
             said = {key: _number_at(v, k) for key, v in call.items()}
-            each.append(module.lower(at, Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k)), said))
+            result = Operand(scale=out.scale, bits=out.bits, shape=_at(out.shape, k))
+            each.append(module.lower(at, result, said))
         for symbol, other in zip(self.build.symbols, each[1:], strict=True):
-            for a, b in zip(each[0], other, strict=True):
-                wrong = [key for key in a.attrs if a.attrs[key] != b.attrs[key]]
-                wrong += [key for key in a.params if not np.array_equal(a.params[key], b.params[key])]
-                if wrong or a.form != b.form:
-                    raise LingerError(
-                        f"{node.name}: {', '.join(wrong) or a.op_type} of the call at {node.source} changes with dynamic "
-                        f"axis {symbol!r}; fix that axis"
-                    )
+            wrong = _differing(each[0], other)
+            if wrong:
+                raise LingerError(
+                    f"{node.name}: {wrong} of the call at {node.source} changes with dynamic axis {symbol!r}; fix that axis"
+                )
+        self.refuse_other_target(node, module, each[0], lambda: module.lower(at, result, said))
         return each[0]
+
+    def refuse_other_target(
+        self, node: Node, module: IntModule, steps: tuple[Lowered, ...], again: Callable[[], tuple[Lowered, ...]]
+    ) -> None:
+        """Raise if the target of the file computes this otherwise than the target that the net was trained for."""
+        own, wanted = module.chip, self.build.target.name
+        if own == wanted:
+            return
+        try:
+            module.chip = wanted
+            wrong = _differing(steps, again())
+        finally:
+            module.chip = own
+        if wrong:
+            raise LingerError(
+                f"{node.name}: {wrong} is computed as {own} does, which {wanted} does not; export for {own}, or load the "
+                f"checkpoint into a net converted with init(target={wanted!r})"
+            )
 
     def step(
         self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool,
@@ -312,6 +329,18 @@ class Writer:
         if key is not None:
             self.quantized[key] = result
         return result
+
+
+def _differing(steps: Sequence[Lowered], others: Sequence[Lowered]) -> str:
+    """Names of what differs between two lowerings, "" where they are equal."""
+    if [s.op_type for s in steps] != [s.op_type for s in others]:
+        return ", ".join(s.op_type for s in steps)
+    for a, b in zip(steps, others, strict=True):
+        wrong = [key for key in a.attrs if a.attrs[key] != b.attrs[key]]
+        wrong += [key for key in a.params if not np.array_equal(a.params[key], b.params[key])]
+        if wrong or a.form != b.form:
+            return ", ".join(wrong) or a.op_type
+    return ""
 
 
 def _number_at(tree: Any, k: int) -> Any:

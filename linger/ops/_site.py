@@ -52,8 +52,8 @@ class Site(IntModule):
             if (grid is None or grid.bits > bits) and f"running_{name}" not in self._buffers:
                 if torch.compiler.is_compiling():
                     raise LingerError(
-                        "an operand lost its grid, for torch.compile does not see the call that made it (iterating over a "
-                        "tensor, .data); use unbind, split or detach"
+                        "an operand lost its grid, for torch.compile does not see what made it: iterating over a tensor, .data, "
+                        ".mT, F.pad, F.hardsigmoid, F.hardswish, in-place functions; use unbind, detach, transpose, the layer"
                     )
                 if recomputing():
                     raise LingerError(

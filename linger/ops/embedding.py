@@ -19,13 +19,17 @@ from torch.nn import functional as F
 from linger.errors import LingerError
 from linger.numerics import Grid, bound_parameter, fake_quant, levels, quantize, scale_from_weight, set_grid
 from linger.ops._base import IntModule, Op
+from linger.ops._composed import Composed, Router
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
+from linger.ops._site import Site
 
+OPTIONS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 INDEX_TYPES = (torch.int64, torch.int32)
 
 
-def _check_indices(m: Any, x: Tensor) -> None:
+def _check_indices(size: int, x: Tensor) -> None:
     """Raise for indices of another type or, on the CPU, outside of the table."""
     if x.dtype not in INDEX_TYPES:
         raise LingerError(
@@ -34,10 +38,10 @@ def _check_indices(m: Any, x: Tensor) -> None:
     if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
         return
     low, high = (int(v) for v in torch.aminmax(x))
-    if low < 0 or high >= m.num_embeddings:
+    if low < 0 or high >= size:
         wrong = low if low < 0 else high
         raise LingerError(
-            f"found index {wrong}, allowed are 0 to {m.num_embeddings - 1}; raise num_embeddings or check the vocabulary"
+            f"found index {wrong}, allowed are 0 to {size - 1}; raise num_embeddings or check the vocabulary"
         )
 
 
@@ -76,6 +80,18 @@ def _rows(m: Any, x: Tensor) -> Tensor:
     return bound_parameter(rows, m.normalize_weight)
 
 
+def table_bits(parameter_bits: int) -> int:
+    """Stored width of a table of weights."""
+    return 8 if parameter_bits <= 8 else 16
+
+
+def lookup(table: Tensor, out: Operand, bits: int) -> tuple[Lowered, ...]:
+    """The node that looks up rows of the table, which has ``bits`` bits."""
+    integers = quantize(table, torch.tensor(out.scale, device=table.device), bits)
+    attrs = {"axis": 0, "parameter_bits": bits, "o_bits": out.bits, "scale_w": out.scale, "scale_o": out.scale}
+    return (Lowered(op_type="Gather", inputs=("weight", 0), attrs=attrs, params={"weight": integers}, bits=out.bits),)
+
+
 class EmbeddingInt(IntModule, nn.Embedding):
     """``torch.nn.Embedding`` in fixed point. The result is as wide as the table: 8 bits, or 16 for 16-bit parameters."""
 
@@ -83,24 +99,19 @@ class EmbeddingInt(IntModule, nn.Embedding):
     raw: ClassVar[frozenset[int]] = frozenset({0})
     op_type = "Gather"
 
-    @property
-    def table_bits(self) -> int:
-        """Stored width of the table."""
-        return 8 if self.parameter_bits <= 8 else 16
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x int64 or int32 of any shape -> (*x.shape, embedding_dim) on the grid of the weight.
 
         Raises:
             LingerError: an index is not an integer, or is outside of the table.
         """
-        _check_indices(self, x)
+        _check_indices(self.num_embeddings, x)
         rows = _rows(self, x)
         scale = scale_from_weight(_table(self), self.parameter_bits)
         if self.training:
             self.running("o").copy_(levels(self.parameter_bits) / scale)
         out = fake_quant(rows, scale, self.parameter_bits, self.normalize_data)
-        return set_grid(out, Grid(scale, self.table_bits))
+        return set_grid(out, Grid(scale, table_bits(self.parameter_bits)))
 
     def require_ranges(self) -> None:
         """The grid is that of the weight, so no batch need be seen."""
@@ -113,13 +124,48 @@ class EmbeddingInt(IntModule, nn.Embedding):
 
     @torch.no_grad()
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        s_w = torch.tensor(out.scale, device=self.weight.device)
-        table = quantize(_table(self), s_w, self.parameter_bits)
-        attrs = {
-            "axis": 0, "parameter_bits": self.parameter_bits, "o_bits": out.bits, "scale_w": out.scale, "scale_o": out.scale,
-        }  # fmt: skip
-        params = {"weight": table}
-        return (Lowered(op_type="Gather", inputs=("weight", 0), attrs=attrs, params=params, bits=out.bits),)
+        return lookup(_table(self), out, self.parameter_bits)
+
+
+class EmbeddingSite(Site):
+    """``F.embedding`` with a table that is a parameter of the net or computed from some. Widths are those given to ``init``."""
+
+    op_type = "Gather"
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight",)
+    raw: ClassVar[frozenset[int]] = frozenset({0})
+    observed: ClassVar[tuple[str, ...]] = ("o",)
+
+    @classmethod
+    def takes(cls, x: Any, weight: Any = None, **call: Any) -> bool:
+        return constant_of(weight) is not None and call.get("max_norm") is None
+
+    def forward(self, x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        """x int64 or int32 of any shape, weight (V, D) -> (*x.shape, D) on the grid of the weight."""
+        _check_indices(len(weight), x)
+        bits = self.out_bits = table_bits(self.parameter_bits)
+        table = bound_parameter(weight.float(), self.normalize_weight)
+        scale = scale_from_weight(table, self.parameter_bits)
+        if self.training:
+            self.running("o").copy_(levels(self.parameter_bits) / scale)
+        rows = fake_quant(F.embedding(x, table, **options), scale, self.parameter_bits)
+        return set_grid(rows, Grid(scale, bits))
+
+    def require_ranges(self) -> None:
+        """The grid is that of the weight, so no batch need be seen."""
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return lookup(call["weight"].detach().float(), out, self.parameter_bits)
+
+
+def embedding(
+    route: Router, x: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    """``F.embedding``; a table that the forward computes from its inputs, or renorms, is looked up where it is."""
+    options = {"padding_idx": padding_idx, "scale_grad_by_freq": scale_grad_by_freq}
+    if max_norm is None and constant_of(weight) is not None:
+        return route(F.embedding, x, weight, **options)  # type: ignore[no-any-return]
+    return route(F.embedding, x, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)  # type: ignore[no-any-return]
 
 
 class NormalizeEmbedding(Normalized, nn.Embedding):
@@ -128,7 +174,7 @@ class NormalizeEmbedding(Normalized, nn.Embedding):
     bias = None
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        _check_indices(self, x)
+        _check_indices(self.num_embeddings, x)
         return self.bound_output(_rows(self, x))
 
     def bounds_repr(self) -> str:
@@ -154,4 +200,7 @@ def body(form: str, opset: int) -> tuple[str, str]:
 OPS = (
     Op(name="Gather", run=run, body=body, real=lambda form, opset: body(form, opset)[1], integer=EmbeddingInt,
        floats=(nn.Embedding,), normalized=NormalizeEmbedding),
+    Op(name="embedding", run=run, body=body, real=lambda form, opset: body(form, opset)[1], integer=EmbeddingSite,
+       site="iqembedding", calls=(F.embedding,), names={F.embedding: ("weight", *OPTIONS)}),
 )  # fmt: skip
+COMPOSED = {F.embedding: Composed(function=embedding, tag="iqembedding", layer=True)}

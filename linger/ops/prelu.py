@@ -6,8 +6,8 @@ out = sat( rsh(acc, log2(s_x * s_w / s_o)) ),  s_o <= s_x * s_w                 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,32 +27,34 @@ from linger.numerics import (
     shift_round,
 )
 from linger.ops._base import IntModule, Op, output_bits
-from linger.ops._case import Case
+from linger.ops._case import Case, Holder
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
+from linger.ops._site import Site
 from linger.ops._weighted import result_text, room_for_sum
 
 FINEST = 2.0**15  # s_w at most: finer slopes change no 16-bit result
 
 
-class PReLUInt(IntModule, nn.PReLU):
-    """``torch.nn.PReLU`` in fixed point."""
+class _Slopes(IntModule):
+    """Equations (1) and (2) on slopes that are handed in."""
 
     weighted = True
     op_type = "PReLUInt"
 
-    def grids(self) -> tuple[Tensor, Tensor]:
+    def placed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes on their grid, and its scale: never below 1, so that slopes beyond 127 saturate in 8 bits."""
-        weight = bound_parameter(self.weight.float(), self.normalize_weight)
+        weight = bound_parameter(weight.float(), self.normalize_weight)
         s_w = scale_from_weight(weight, self.parameter_bits).clamp(1.0, FINEST)
         return fake_quant(weight, s_w, self.parameter_bits), s_w
 
-    def forward(self, x: Tensor) -> Tensor:
+    def sloped(self, x: Tensor, weight: Tensor) -> Tensor:
         channels = x.shape[1] if x.dim() > 1 else 1
-        if self.num_parameters not in (1, channels):
-            raise LingerError(f"found an input of {channels} channels, allowed are {self.num_parameters}; give as many")
+        if weight.numel() not in (1, channels):
+            raise LingerError(f"found an input of {channels} channels, allowed are {weight.numel()}; give as many")
         x, s_x = self.enter(x)
-        w, s_w = self.grids()
+        w, s_w = self.placed(weight)
         finest = s_x * s_w
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.bound(w, s_w))
@@ -65,26 +67,60 @@ class PReLUInt(IntModule, nn.PReLU):
         return reach(self.data_bits) * s_w * w.detach().abs().amax().clamp_min(1)
 
     @torch.no_grad()
-    def accumulator_peak(self, s_x: Tensor) -> float:
-        return float(self.bound(*self.grids()))
-
-    @torch.no_grad()
-    def derived(self) -> dict[str, Tensor]:
-        s_w = self.grids()[1]
-        return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
-
-    @torch.no_grad()
-    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        x, (w, s_w) = operands[0], self.grids()
+    def nodes(self, x: Operand, out: Operand, weight: Tensor) -> tuple[Lowered, ...]:
+        """The node that computes the same integers."""
+        w, s_w = self.placed(weight)
         attrs = {
             "data_bits": x.bits, "parameter_bits": self.parameter_bits, "o_bits": out.bits,
             "scale_x": x.scale, "scale_w": float(s_w), "scale_o": out.scale,
         }  # fmt: skip
         params = {"weight": quantize(w, s_w, self.parameter_bits)}
         form = f"r{len(x.shape)}" + ("" if out.bits == 8 else f"_o{out.bits}")
+        peak = float(self.bound(w, s_w))
         return (
-            Lowered(op_type=self.op_type, inputs=(0, "weight"), attrs=attrs, params=params, bits=out.bits, form=form),
-        )
+            Lowered(
+                op_type=self.op_type, inputs=(0, "weight"), attrs=attrs, params=params, bits=out.bits, form=form, peak=peak
+            ),
+        )  # fmt: skip
+
+
+class PReLUInt(_Slopes, nn.PReLU):
+    """``torch.nn.PReLU`` in fixed point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sloped(x, self.weight)
+
+    @torch.no_grad()
+    def accumulator_peak(self, s_x: Tensor) -> float:
+        return float(self.bound(*self.placed(self.weight)))
+
+    @torch.no_grad()
+    def derived(self) -> dict[str, Tensor]:
+        s_w = self.placed(self.weight)[1]
+        return super().derived() | {"scale_w": s_w, "running_w": levels(self.parameter_bits) / s_w}
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return self.nodes(operands[0], out, self.weight)
+
+
+class PReLUSite(_Slopes, Site):
+    """``F.prelu`` with slopes that are parameters of the net, or computed from some. Widths are those given to ``init``."""
+
+    observed: ClassVar[tuple[str, ...]] = ("x", "o")
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @classmethod
+    def takes(cls, x: Any, weight: Any = None, **call: Any) -> bool:
+        return constant_of(weight) is not None and not call
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.sloped(x, weight)
+
+    def operand_bits(self, bits: Sequence[int]) -> int:
+        return self.data_bits
+
+    def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        return self.nodes(operands[0], out, call["weight"])
 
 
 class NormalizePReLU(Normalized, nn.PReLU):
@@ -129,12 +165,17 @@ def _slopes_of(count: int) -> nn.PReLU:
     return layer
 
 
+_CALLS = (F.prelu, torch.prelu, Tensor.prelu)
+
 CASES = (
     Case(name="prelu", make=lambda: nn.PReLU(), shapes=((2, 60),)),
     Case(name="prelu-channels", make=lambda: _slopes_of(4), shapes=((2, 4, 5, 3),)),
     Case(name="prelu-features", make=lambda: _slopes_of(30), shapes=((4, 30),)),
+    Case(name="call-prelu", make=lambda: Holder(lambda x, w: F.prelu(x, w), (4,)), shapes=((2, 4, 5, 3),)),
 )
 
 OPS = (
     Op(name="PReLUInt", run=run, body=body, real=real, integer=PReLUInt, floats=(nn.PReLU,), normalized=NormalizePReLU),
-)
+    Op(name="prelu", run=run, body=body, real=real, integer=PReLUSite, site="iqprelu", calls=_CALLS,
+       names=dict.fromkeys(_CALLS, ("weight",))),
+)  # fmt: skip
