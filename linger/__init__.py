@@ -2,6 +2,7 @@
 
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
+from linger.check import check
 from linger.convert import (
     DefaultQuantIntXOP,
     disable_quant,
@@ -11,6 +12,7 @@ from linger.convert import (
     quant_tensor,
 )
 from linger.errors import LingerError, LingerWarning
+from linger.fit import fit
 from linger.fuse import trace_layers
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.activations import SigmoidSite as iqSigmoidLayer
@@ -57,6 +59,7 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.retarget import retarget
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -147,9 +150,11 @@ __all__ = [
     "SetPlatFormQuant",
     "__version__",
     "channel_shuffle",
+    "check",
     "config",
     "disable_normalize",
     "disable_quant",
+    "fit",
     "init",
     "iqAddLayer",
     "iqCatLayer",
@@ -167,6 +172,7 @@ __all__ = [
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",
+    "retarget",
     "runtime",
     "settings",
     "trace_layers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
+from linger.limits import refuse_layers
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
@@ -20,7 +23,7 @@ from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.route import route
 from linger.settings import QuantMode, config
-from linger.sites import make_site
+from linger.sites import children, make_site
 from linger.swap import Step, Types, device_of, freeze, named, require_net, swap, types_of
 from linger.targets import target as find_target
 from linger.trace import is_leaf
@@ -100,7 +103,7 @@ def quant_tensor(module: nn.Module, x: Tensor, name: str = "_default_layername",
             "pass quant_tensor(self, x, 'name')"
         )
     child_name = f"_linger_round_tensor_iq_tensor_quant_{name}"
-    child = module._modules.get(child_name)
+    child = children(module).get(child_name)
     if child is None:
         with during("quant_tensor"):
             check_bits(data_bits=bits)
@@ -119,7 +122,8 @@ def init(
     data_bits: int = 8,
     out_bits: int = 8,
     hidden_bits: int | None = None,
-    target: str | None = None,
+    target: str | os.PathLike[str] | None = None,
+    limits: bool = True,
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -131,7 +135,8 @@ def init(
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
         hidden_bits: width of the hidden state of recurrent layers, which is their output, 8 or 16; None for ``out_bits``.
-        target: a chip; widths that it cannot run are refused.
+        target: a chip, or the path of a .toml file; widths and layers that it cannot run are refused, all at once.
+        limits: False to convert layers that ``target`` cannot run; its arithmetic is followed all the same.
 
     Returns:
         ``net`` (its twin where ``net`` itself is such a layer).
@@ -154,8 +159,10 @@ def init(
         steps, left, floats = _plan(names, types, bits | _hidden(hidden_bits), device)
         sample = net.__dict__.pop("_linger_sample", None)
         pairs, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
+        refuse = target is not None and limits
+        accept = functools.partial(refuse_layers, names=names, chip=chip) if refuse else None
         with torch.inference_mode(False):
-            net = swap(net, steps)
+            net = swap(net, steps, accept)
         net._linger_inits = (*calls, (frozenset(types), tuple(bits.items())))  # type: ignore[assignment]
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, pairs)

@@ -32,10 +32,10 @@ NormalizeConvTransposeBN2d NormalizeEmbedding NormalizeGroupNorm NormalizeInstan
 NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU NormalizeRMSNorm PReLUInt PlatFormQuant
 QuantMode RMSNormInt ReLU6Int ScaledRoundLayer SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
-SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ channel_shuffle config
-disable_normalize disable_quant init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
+SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ channel_shuffle check config
+disable_normalize disable_quant fit init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
 iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx quant_module quant_module_by_type
-quant_tensor runtime settings trace_layers verify
+quant_tensor retarget runtime settings trace_layers verify
 """
 NAMES = LISTED.split()
 
@@ -56,7 +56,10 @@ SIGNATURES = {
     "parameter_bits=8, out_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None",
+    "out_bits=8, target=None, limits=True",
+    "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
+    "fit": "net, target, *args, quiet=False",
+    "retarget": "net, source, target, *args, quiet=False",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",

@@ -23,13 +23,20 @@ from linger.onnx.selects import SELECTED
 from linger.onnx.sizes import Dyn, is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
+from linger.targets import difference, known
 from linger.trace import Graph, Node, Value
 
 ORDERS = ("empty_like", "scatter", "arange")  # what PyTorch inverts the order of a packed sequence with
+UNKNOWN = "linger.unknown"  # domain of a call that has no form
 
 
 class Writer:
-    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
+    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ.
+
+    ``complete``: every call has a form in the file, so that the file must be valid.
+    """
+
+    complete = True
 
     def __init__(self, net: nn.Module, graph: Graph, build: Builder) -> None:
         self.net, self.graph, self.build = net, graph, build
@@ -305,18 +312,19 @@ class Writer:
         self, node: Node, module: IntModule, steps: tuple[Lowered, ...], again: Callable[[], tuple[Lowered, ...]]
     ) -> None:
         """Raise if the target of the file computes this otherwise than the target that the net was trained for."""
-        own, wanted = module.chip, self.build.target.name
-        if own == wanted:
+        own, file = module.chip, self.build.target
+        if own == file.name:
             return
         try:
-            module.chip = wanted
+            module.chip = file.name
             wrong = _differing(steps, again())
         finally:
             module.chip = own
         if wrong:
+            why = next(filter(None, (difference(s.op_type, known(own), file) for s in steps)), f"another {wrong}")
             raise LingerError(
-                f"{node.name}: {wrong} is computed as {own} does, which {wanted} does not; export for {own}, or load the "
-                f"checkpoint into a net converted with init(target={wanted!r})"
+                f"found a net that follows {own} exported for {file.name}, which has {why}, allowed is one chip; pass "
+                f"target={file.name!r} to init, and see with linger.retarget what that changes"
             )
 
     def step(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from linger.targets._limits import Latency, Limit, Memory
 from linger.targets._pwl import Pwl
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import Workspace
 
 LACKS = {
     "GroupNormInt": "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm",
@@ -27,6 +29,8 @@ class Target:
     normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
     sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
     ``time_swapped``: the engine's recurrent nodes find the steps on axis 1 where ``batch_first`` is 0.
+    ``cat_requants``: an input of a cat that is finer than its output has to be brought to the output's scale before.
+    ``ops``: op type -> what the engine does with it, a word of ``STATUSES``; an op that is not there cannot run.
     """
 
     name: str
@@ -42,6 +46,12 @@ class Target:
     longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
     lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
     time_swapped: bool = False
+    cat_requants: bool = False
+    ops: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    workspaces: Mapping[str, Workspace] = field(default_factory=dict)
+    latency: Latency = field(default_factory=Latency)
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""
