@@ -30,7 +30,7 @@ import numpy as np
 
 from linger.numerics import saturate, shift_round
 from linger.ops._pwl import evaluate
-from linger.targets import TARGETS
+from linger.targets import known
 from linger.targets._pwl import Pwl
 
 
@@ -65,7 +65,7 @@ class Arithmetic:
 
 def arithmetic(platform: str, hidden_bits: int) -> Arithmetic:
     """The chip's arithmetic for a hidden state of 8 or 16 bits."""
-    functions = TARGETS[platform.lower()].functions
+    functions = known(platform).functions
     sigmoid, tanh = functions["iqSigmoid"], functions["iqTanh"]
     return Arithmetic(sigmoid=sigmoid, tanh=tanh, fraction=7 if sigmoid.width == 16 and hidden_bits == 8 else 15)
 

@@ -14,7 +14,7 @@ from linger.numerics import quantize
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._recurrent_body import Form
 from linger.ops._recurrent_run import ANY_LENGTH
-from linger.targets import TARGETS
+from linger.targets import known
 
 if TYPE_CHECKING:
     from linger.ops._recurrent import RecurrentInt
@@ -126,7 +126,7 @@ def unit_node(
     }  # fmt: skip
     form = Form(kind=m.kind, platform=m.chip, bits=m.hidden_bits, words=frozenset(w for w, on in words.items() if on))
     attrs = {
-        **_attributes(m, layer, s_h), "batch_first": int((given.time_axis == 1) != TARGETS[m.chip].time_swapped),
+        **_attributes(m, layer, s_h), "batch_first": int((given.time_axis == 1) != known(m.chip).time_swapped),
         "go_forward": 1 - direction, "data_bits": bits, "scale_i": s_x, "scale_iw": float(u.s_ih), "scale_hw": float(u.s_hh),
     }  # fmt: skip
     if u.s_hr is not None:
@@ -203,7 +203,7 @@ def single(m: RecurrentInt, operands: tuple[Operand, ...]) -> tuple[Lowered, ...
         m: the cell.
         operands: x (N, D) or (D,), and the states.
     """
-    plan, axis = Plan(), int(TARGETS[m.chip].time_swapped)
+    plan, axis = Plan(), int(known(m.chip).time_swapped)
     batched = len(operands[0].shape) == 2
     x = plan.squeezed(0, (axis,) if batched else (0, 1), operands[0].bits, "Unsqueeze")
     front = (0,) if batched else (0, 1)

@@ -10,7 +10,7 @@ import numpy as np
 from linger.errors import LingerError
 from linger.numerics import exact_matmul, exponent, int_dtype, quantize_array, saturate, shift_round
 from linger.ops._cells import Arithmetic, Cell, arithmetic, gate, gru, lstm, rnn, scan, wide
-from linger.targets import TARGETS
+from linger.targets import known
 
 ANY_LENGTH = 2**31 - 1
 STATES = {"lstm": 2, "gru": 1, "rnn": 1}
@@ -57,7 +57,7 @@ def node(kind: str) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         how = arithmetic(platform, o_bits)
         lengths, states, (w_ih, w_hh, b_ih, b_hh, *w_hr) = operands(kind, given, bool(scale_rw))
-        swapped = bool(batch_first) != TARGETS[platform.lower()].time_swapped
+        swapped = bool(batch_first) != known(platform).time_swapped
         steps = np.moveaxis(x, 1, 0) if swapped else x
         batch, hidden, out = steps.shape[1], w_hh.shape[0] // {"lstm": 4, "gru": 3, "rnn": 1}[kind], w_hh.shape[1]
         q_h = exponent(scale_o)
