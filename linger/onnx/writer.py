@@ -22,7 +22,6 @@ from linger.onnx.selects import SELECTED
 from linger.onnx.sizes import Dyn, is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
-from linger.targets import difference, known
 from linger.trace import Graph, Node, Value
 
 UNKNOWN = "linger.unknown"  # domain of a call that has no form
@@ -245,7 +244,6 @@ class Writer:
         call |= {k: self.weight(v, k) for k, v in held.items()}
         names = {k: self.key(v) for k, v in call.items() if k in held}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
-        self.require_chip(module, steps)
         peak = max((step.peak for step in steps), default=0.0)
         if peak or module.weighted:
             s_x = torch.tensor(taken[0][1].scale)
@@ -255,17 +253,6 @@ class Writer:
             last = i == len(steps) - 1
             made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last, names))
         self.exact[out.id] = made[-1] if made else taken[0][0]
-
-    def require_chip(self, module: IntModule, steps: Sequence[Lowered]) -> None:
-        """Raise where the file's chip computes other integers than the one that the net follows."""
-        net, file = known(module.chip), self.build.target
-        for step in steps:
-            why = difference(step.op_type, net, file) if net is not file else ""
-            if why:
-                raise LingerError(
-                    f"found a net that follows {net.name} exported for {file.name}, which has {why}, allowed is one chip; "
-                    f"pass target={file.name!r} to init, and see with linger.retarget what that changes"
-                )
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
