@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import NETS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,3 +147,16 @@ def test_a_net_that_was_converted() -> None:
     net = linger.init(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(LingerError, match=r"^fit: found a net that was traced or converted, allowed is a float net"):
         linger.fit(net, "venus", torch.randn(1, 2))
+
+
+@pytest.mark.parametrize("chip", ["venus", "arcs", "venusa"])
+def test_a_residual_network_fits_afterwards(chip: str) -> None:
+    make, shape = NETS["ResNet20"]
+    net, x = make(), torch.randn(1, *shape)
+    before = linger.check(net, x, target=chip, quiet=True)
+    assert {(v.layer, v.of) for v in before.violations if v.kind == "error"} == {
+        ("blocks.3.shortcut.0", "kernel_over_stride"),
+        ("blocks.6.shortcut.0", "kernel_over_stride"),
+    }
+    assert before.macs == 40_813_184
+    assert linger.check(linger.fit(net, chip, x, quiet=True), x, target=chip, quiet=True).ok

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import linger
 from linger.errors import LingerError
-from linger.targets import TARGETS, known
+from linger.retarget import INHERITED
+from linger.targets import TARGETS, difference, known
 
 CHIPS = [*TARGETS]
 
@@ -77,23 +78,26 @@ class Chip(nn.Module):
 
 
 DIFFER = {
-    "sigmoid": (torch.sigmoid, "another table of sigmoid"),
-    "softmax": (lambda x: x.softmax(-1), "another exponential or reciprocal"),
-    "log_softmax": (lambda x: x.log_softmax(-1), "another exponential, reciprocal or logarithm"),
-    "glu": (lambda x: nn.functional.glu(x), "another table of sigmoid"),
-    "layer_norm": (lambda x: nn.functional.layer_norm(x, (8,)), "another width of the normalized value"),
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x: x.softmax(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "glu": lambda x: nn.functional.glu(x),
+    "layer_norm": lambda x: nn.functional.layer_norm(x, (8,)),
 }
 
 
 @pytest.mark.parametrize("name", DIFFER)
 def test_a_net_is_exported_for_the_chip_that_it_follows(name: str, tmp_path: Path) -> None:
-    function, why = DIFFER[name]
-    net, x = linger.init(Chip(function), target="venus"), torch.randn(2, 8)
+    net, x = linger.init(Chip(DIFFER[name]), target="venus"), torch.randn(2, 8)
     net(x)
     net.eval()
-    with pytest.raises(LingerError, match=rf"^export: .*follows venus exported for venusa, which has {why}"):
+    with pytest.raises(LingerError, match=r"^export: .* is computed as venus does, which venusa does not"):
         linger.onnx.export(net, (x,), tmp_path / "net.onnx", target="venusa")
     linger.onnx.export(net, (x,), tmp_path / "net.onnx")
+    changes = linger.retarget(net, "venus", "venusa", x, quiet=True)
+    assert {c.why for c in changes.tensors} <= {
+        difference(c.op, known("venus"), known("venusa")) or INHERITED for c in changes.tensors
+    }
 
 
 def test_a_net_without_such_an_op_is_exported_for_any_chip(tmp_path: Path) -> None:
