@@ -51,12 +51,12 @@ SIGNATURES = {
     "normalize_bias_value=None, normalize_output_value=8",
     "disable_quant": "module",
     "quant_module": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, parameter_bits=8, "
-    "out_bits=None",
+    "out_bits=None, hidden_bits=None",
     "quant_module_by_type": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, "
-    "parameter_bits=8, out_bits=None",
+    "parameter_bits=8, out_bits=None, hidden_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None",
+    "out_bits=8, hidden_bits=None, target=None",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
