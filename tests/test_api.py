@@ -51,12 +51,12 @@ SIGNATURES = {
     "normalize_bias_value=None, normalize_output_value=8",
     "disable_quant": "module",
     "quant_module": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, parameter_bits=8, "
-    "out_bits=None",
+    "out_bits=None, hidden_bits=None",
     "quant_module_by_type": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, "
-    "parameter_bits=8, out_bits=None",
+    "parameter_bits=8, out_bits=None, hidden_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None, limits=True",
+    "out_bits=8, hidden_bits=None, target=None, limits=True",
     "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
     "fit": "net, target, *args, quiet=False",
     "retarget": "net, source, target, *args, quiet=False",
