@@ -78,17 +78,21 @@ class Chip(nn.Module):
 
 
 DIFFER = {
-    "sigmoid": torch.sigmoid,
-    "softmax": lambda x: x.softmax(-1),
-    "log_softmax": lambda x: x.log_softmax(-1),
-    "glu": lambda x: nn.functional.glu(x),
-    "layer_norm": lambda x: nn.functional.layer_norm(x, (8,)),
+    "sigmoid": (torch.sigmoid, "another table of sigmoid"),
+    "softmax": (lambda x: x.softmax(-1), "another exponential or reciprocal"),
+    "log_softmax": (lambda x: x.log_softmax(-1), "another exponential, reciprocal or logarithm"),
+    "glu": (lambda x: nn.functional.glu(x), "another table of sigmoid"),
+    "layer_norm": (
+        lambda x: nn.functional.layer_norm(x, (8,)),
+        "another width of the normalized value or of the weight",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DIFFER)
 def test_a_net_is_exported_for_the_chip_that_it_follows(name: str, tmp_path: Path) -> None:
-    net, x = linger.init(Chip(DIFFER[name]), target="venus"), torch.randn(2, 8)
+    function, why = DIFFER[name]
+    net, x = linger.init(Chip(function), target="venus"), torch.randn(2, 8)
     net(x)
     net.eval()
     with pytest.raises(LingerError, match=rf"^export: .*follows venus exported for venusa, which has {why}"):
