@@ -110,6 +110,15 @@ def test_other_lengths_and_batches_than_exported(kind: str, first: bool, enforce
     assert linger.verify(net, path, (larger, more, *(torch.cat([s, s], 1) for s in states)), quiet=True).equal
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_sums_beyond_float32(kind: str, chip: str, tmp_path: Path) -> None:
+    """1,200 features and 600 units: both products are rounded where they are still exact."""
+    torch.manual_seed(11)
+    layer, x = LAYERS[kind](1200, 600), 3 * torch.randn(4, 2, 1200)
+    verified(fixed(Net(layer), (x,), chip), tmp_path / "net.onnx", (x,))
+
+
 class Classifier(nn.Module):
     """What people build: features, a recurrent layer, a head on its last state and on its outputs."""
 

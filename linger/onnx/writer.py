@@ -229,9 +229,7 @@ class Writer:
             if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
                 raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
             made = written(self, node, row)
-        if (
-            node.outputs[0].dtype != torch.bool and node.op not in ORDERS
-        ):  # a comparison loses nothing, nor does an order
+        if node.outputs[0].dtype != torch.bool and not self.orders(node):  # a comparison and an order lose nothing
             self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
 

@@ -53,14 +53,13 @@ def recurrent(
         h of every row, the last h and the last c as float32, and what backward needs.
     """
     s, rows = _setting(scale, chip, bits, wide, relu, train), _rows(sizes, reverse)
-    a = step.argument(acc, s.how)
     h, c = _first(h0, c0, s)
     if kind == "lstm":
-        saved = step.lstm_forward(a, w, b, w_hr, h, c, rows, s)
+        saved = step.lstm_forward(acc, w, b, w_hr, h, c, rows, s)
         c_last = rows.last(saved[1]).mul_(2.0**-s.how.fraction).float()
     else:
         forward = step.gru_forward if kind == "gru" else step.rnn_forward
-        saved, c_last = forward(a, w, b, h, rows, s), acc.new_zeros(0)
+        saved, c_last = forward(acc, w, b, h, rows, s), acc.new_zeros(0)
     hs = saved[0]
     return [(hs / scale.to(hs.dtype)).float(), (rows.last(hs) / scale.to(hs.dtype)).float(), c_last, *saved]
 

@@ -52,10 +52,20 @@ class Setting:
         return 2.0 ** (self.how.width - 1)
 
 
-def argument(acc: Tensor, how: Arithmetic) -> Tensor:
-    """Accumulators (real values) as arguments with F fraction bits: equation (1) of ``_cells``."""
-    dtype, top = torch.float32 if how.narrow else torch.float64, 2.0 ** (how.width - 1)
-    return acc.to(dtype).mul(2.0**how.argument).add_(0.5).floor_().clamp_(-top, top - 1)
+class Argument:
+    """Accumulators of the input (real values) as arguments with F fraction bits: equation (1) of ``_cells``.
+
+    Rounded in float64 where they are float64: float32 does not hold them.
+    """
+
+    def __init__(self, acc: Tensor, s: Setting) -> None:
+        self.dtype, self.top = s.tables.dtype, s.limit
+        self.kind = torch.float64 if acc.dtype == torch.float64 else self.dtype
+        self.half, self.factor = (acc.new_full((), v, dtype=self.kind) for v in (0.5, 2.0**s.how.argument))
+
+    def __call__(self, acc: Tensor) -> Tensor:
+        out = torch.addcmul(self.half, acc.to(self.kind), self.factor).floor_().clamp_(-self.top, self.top - 1)
+        return out.to(self.dtype)
 
 
 class Recurrent:
@@ -113,19 +123,20 @@ class LSTMStep:
         self, w: Tensor, b: Tensor | None, w_hr: Tensor | None, a: Tensor, count: int, size: int, s: Setting
     ) -> None:
         self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
-        self.recur, self.project = Recurrent(w, b, s), None if w_hr is None else Projection(w_hr, s, a)
-        self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), a)
-        self.to_k = Rounded(2.0 ** (s.how.argument - 2 * g), a)
-        self.to_c = Rounded(2.0 ** (g - s.how.argument) if s.how.width == 32 else 2.0**-g, a)
+        self.enter, self.recur, like = Argument(a, s), Recurrent(w, b, s), self.f.table
+        self.project = None if w_hr is None else Projection(w_hr, s, like)
+        self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
+        self.to_k = Rounded(2.0 ** (s.how.argument - 2 * g), like)
+        self.to_c = Rounded(2.0 ** (g - s.how.argument) if s.how.width == 32 else 2.0**-g, like)
         self.unit32 = a.new_full((), 2.0**-g, dtype=torch.float32)
-        self.gates, self.k, self.tanh = (a.new_empty(count, n * size) for n in (4, 1, 1))
+        self.gates, self.k, self.tanh = (like.new_empty(count, n * size) for n in (4, 1, 1))
         self.slopes, self.slope = (a.new_empty(count, n * size, dtype=torch.float32) for n in (4, 1))
 
-    def __call__(self, a: Tensor, h: Tensor, c: Tensor, h_new: Tensor, c_new: Tensor, p: Tensor, made: Saved) -> None:
-        """From the input's arguments ``a`` (overwritten) and the states to the new ones; ``made`` as in ``lstm_forward``."""
-        s, n = self.s, len(a)
+    def __call__(self, acc: Tensor, h: Tensor, c: Tensor, h_new: Tensor, c_new: Tensor, p: Tensor, made: Saved) -> None:
+        """From the input's accumulators and the states to the new ones; ``made`` as in ``lstm_forward``."""
+        s, n = self.s, len(acc)
         gates, k, tanh, slopes, slope = (x[:n] for x in (self.gates, self.k, self.tanh, self.slopes, self.slope))
-        a.add_(self.recur(h)).clamp_(-s.limit, s.limit - 1)
+        a = self.enter(acc).add_(self.recur(h)).clamp_(-s.limit, s.limit - 1)
         self.f.gates(a, 3 * self.size, gates, slopes if made else None)
         o, i, keep, new = gates.view(n, 4, self.size).unbind(1)
         kept = torch.mul(keep, c)
@@ -140,7 +151,8 @@ class LSTMStep:
         raw = self.to_h(torch.mul(o, tanh)) if self.project is None else self.projected(torch.mul(o, tanh), p)
         torch.clamp(raw, -s.top, s.top - 1, out=h_new)
         if made:
-            self.factors((o, i, keep, new, tanh, c), slopes.view(n, 4, self.size), slope, inside, made)
+            o, i, keep, new = gates.float().view(n, 4, self.size).unbind(1)
+            self.factors((o, i, keep, new, tanh.float(), c.float()), slopes.view(n, 4, self.size), slope, inside, made)
             torch.eq(raw, h_new, out=made[0])
 
     def projected(self, ok: Tensor, p: Tensor) -> Tensor:
@@ -151,7 +163,7 @@ class LSTMStep:
         self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor | None, made: Saved
     ) -> None:
         """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
-        o, i, keep, new, tanh, c = (v.float() for v in values)
+        o, i, keep, new, tanh, c = values
         _, to_gates, to_cell, kept = made
         torch.mul(keep, self.unit32, out=kept)
         if inside is not None:
@@ -168,7 +180,7 @@ def lstm_forward(
     """All steps of one direction.
 
     Args:
-        a: arguments of the input (rows, 4 H), gates o, i, f, g; overwritten.
+        a: accumulators of the input (rows, 4 H), real values, gates o, i, f, g.
         w: (4 H, P or H).
         b: (4 H,).
         w_hr: (P, H) or None.
@@ -182,8 +194,8 @@ def lstm_forward(
         not saturate, and the factors of the gates (rows, 4, H), of tanh(k) and of the previous cell state (rows, H).
     """
     count, size, out, wanted = len(a), c.shape[1], h.shape[1], len(a) * s.train
-    hs, cs = a.new_empty(count, out), a.new_empty(count, size)
-    p = a.new_empty(0 if w_hr is None else count, size)
+    hs, cs = h.new_empty(count, out), h.new_empty(count, size)
+    p = h.new_empty(0 if w_hr is None else count, size)
     on, made = a.new_empty(wanted, out, dtype=torch.bool), a.new_empty(wanted, 4, size, dtype=torch.float32)
     cell, keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
     step = LSTMStep(w, b, w_hr, a, rows.sizes[0], size, s)
@@ -230,19 +242,23 @@ class GRUStep:
 
     def __init__(self, w: Tensor, b: Tensor | None, a: Tensor, count: int, size: int, s: Setting) -> None:
         self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
-        self.recur, self.one, self.product = Recurrent(w, b, s), a.new_full((), 2.0**g), 2.0 ** (2 * g + 1)
-        self.to_h, self.to_g = Rounded(s.scale.double() * 2.0 ** (-2 * g), a), Rounded(2.0**g / s.scale.double(), a)
-        self.reset, self.unit32 = Rounded(2.0**-g, a), a.new_full((), 2.0**-g, dtype=torch.float32)
-        self.gates, self.n, self.aligned = (a.new_empty(count, k * size) for k in (2, 1, 1))
+        self.enter, self.recur, like = Argument(a, s), Recurrent(w, b, s), self.f.table
+        self.one, self.product = like.new_full((), 2.0**g), 2.0 ** (2 * g + 1)
+        self.to_h, self.to_g = (
+            Rounded(s.scale.double() * 2.0 ** (-2 * g), like),
+            Rounded(2.0**g / s.scale.double(), like),
+        )
+        self.reset, self.unit32 = Rounded(2.0**-g, like), a.new_full((), 2.0**-g, dtype=torch.float32)
+        self.gates, self.n, self.aligned = (like.new_empty(count, k * size) for k in (2, 1, 1))
         self.slopes, self.slope = (a.new_empty(count, k * size, dtype=torch.float32) for k in (2, 1))
 
-    def __call__(self, a: Tensor, h: Tensor, h_new: Tensor, made: Saved) -> None:
-        """From the input's arguments ``a`` (overwritten) and the state to the new one; ``made`` as in ``gru_forward``."""
-        s, count, size = self.s, len(a), self.size
+    def __call__(self, acc: Tensor, h: Tensor, h_new: Tensor, made: Saved) -> None:
+        """From the input's accumulators and the state to the new one; ``made`` as in ``gru_forward``."""
+        s, count, size = self.s, len(acc), self.size
         gates, n, aligned, slopes, slope = (
             x[:count] for x in (self.gates, self.n, self.aligned, self.slopes, self.slope)
         )
-        b = self.recur(h)
+        a, b = self.enter(acc), self.recur(h)
         z = torch.add(a[:, : 2 * size], b[:, : 2 * size]).clamp_(-s.limit, s.limit - 1)
         self.f.gates(z, 2 * size, gates, slopes if made else None)
         r, keep, b_n = gates[:, :size], gates[:, size:], b[:, 2 * size :]
@@ -277,7 +293,7 @@ def gru_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s
         H), of the previous state and of n (rows, H).
     """
     count, size, wanted = len(a), h.shape[1], len(a) * s.train
-    hs, on = a.new_empty(count, size), a.new_empty(wanted, size, dtype=torch.bool)
+    hs, on = h.new_empty(count, size), a.new_empty(wanted, size, dtype=torch.bool)
     made, kept, to_n = (a.new_empty(wanted, *k, size, dtype=torch.float32) for k in ((3,), (), ()))
     step = GRUStep(w, b, a, rows.sizes[0], size, s)
     factors = zip(*map(rows.split, (on, made, kept, to_n)), strict=True) if s.train else [()] * len(rows.sizes)
@@ -314,12 +330,12 @@ def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s
     Returns:
         h (rows, H), and the factor of the argument, empty where no gradient is wanted.
     """
-    f, recur = s.tables, Recurrent(w, b, s)
-    to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), a)
-    hs, made = torch.empty_like(a), torch.empty_like(a, dtype=torch.float32)
+    f, enter, recur = s.tables, Argument(a, s), Recurrent(w, b, s)
+    to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), h)
+    hs, made = torch.empty_like(a, dtype=h.dtype), torch.empty_like(a, dtype=torch.float32)
     h0 = h
-    for a_t, h_t, made_t in zip(*map(rows.split, (a, hs, made)), strict=True):
-        a_t.add_(recur(rows.before(h, h0, len(a_t)))).clamp_(-s.limit, s.limit - 1)
+    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs, made)), strict=True):
+        a_t = enter(acc_t).add_(recur(rows.before(h, h0, len(acc_t)))).clamp_(-s.limit, s.limit - 1)
         value = torch.relu(a_t)
         if not s.relu:
             f.gates(a_t, 0, value, made_t if s.train else None)

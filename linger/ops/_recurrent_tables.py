@@ -37,7 +37,8 @@ class Functions:
         self.cut = torch.tensor(2.0**-LOWER, dtype=self.dtype, device=device)
         if self.short:
             arguments = torch.arange(-self.half, self.half, device=device)[:, None]
-            self.slopes = torch.cat([derivatives(arguments, n, how).view(-1) for n in (1, 0)])
+            made = (derivatives(arguments, n, how, torch.empty_like(arguments, dtype=torch.float32)) for n in (1, 0))
+            self.slopes = torch.cat([m.view(-1) for m in made])
 
     def gates(self, z: Tensor, sigmoids: int, out: Tensor, slope: Tensor | None = None) -> None:
         """The first ``sigmoids`` columns through sigmoid, the rest through tanh; z, out (n, columns), contiguous.
@@ -57,7 +58,7 @@ class Functions:
         if slope is not None and self.short:
             torch.index_select(self.slopes, 0, row, out=slope.view(-1))
         elif slope is not None:
-            slope.copy_(derivatives(z, sigmoids, self.how))
+            derivatives(z, sigmoids, self.how, slope)
 
     def offsets(self, sigmoids: int, columns: int) -> Tensor:
         """The row of argument 0 for every column, as floats that are integers."""
@@ -68,14 +69,16 @@ class Functions:
         return found
 
 
-def derivatives(z: Tensor, sigmoids: int, how: Arithmetic) -> Tensor:
-    """The derivatives of the real sigmoid (of the first columns) and tanh at arguments, float32, times 2^-G."""
-    real = z.to(torch.float32) * 2.0**-how.argument
-    first, rest = real[:, :sigmoids], real[:, sigmoids:]
-    first.sigmoid_()
-    first.mul_(1 - first)
-    rest.tanh_().square_().neg_().add_(1)
-    return real.mul_(2.0**-how.fraction)
+def derivatives(z: Tensor, sigmoids: int, how: Arithmetic, out: Tensor) -> Tensor:
+    """``out`` (float32): the derivatives of the real sigmoid (of the first columns) and tanh at arguments z, times 2^-G."""
+    out.copy_(z).mul_(2.0**-how.argument)
+    unit, aten = out.new_full((), 2.0**-how.fraction), torch.ops.aten
+    first, rest = out[:, :sigmoids], out[:, sigmoids:]
+    if first.shape[1]:
+        aten.sigmoid_backward.grad_input(unit, first.sigmoid_(), grad_input=first)
+    if rest.shape[1]:
+        aten.tanh_backward.grad_input(unit, rest.tanh_(), grad_input=rest)
+    return out
 
 
 def all_values(table: Pwl, fraction: int) -> np.ndarray:
