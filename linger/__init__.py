@@ -2,6 +2,7 @@
 
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
+from linger.calibrate import calibrate
 from linger.convert import (
     DefaultQuantIntXOP,
     disable_quant,
@@ -146,6 +147,7 @@ __all__ = [
     "SetIQTensorVar",
     "SetPlatFormQuant",
     "__version__",
+    "calibrate",
     "channel_shuffle",
     "config",
     "disable_normalize",

@@ -32,7 +32,7 @@ NormalizeConvTransposeBN2d NormalizeEmbedding NormalizeGroupNorm NormalizeInstan
 NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU NormalizeRMSNorm PReLUInt PlatFormQuant
 QuantMode RMSNormInt ReLU6Int ScaledRoundLayer SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
-SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ channel_shuffle config
+SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate channel_shuffle config
 disable_normalize disable_quant init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
 iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx quant_module quant_module_by_type
 quant_tensor runtime settings trace_layers verify
@@ -57,6 +57,7 @@ SIGNATURES = {
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
     "out_bits=8, target=None",
+    "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, hold=True, progress=True",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
@@ -77,6 +78,8 @@ def written(p: inspect.Parameter) -> str:
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(p.kind, "")
     if p.default is inspect.Parameter.empty:
         return stars + p.name
+    if inspect.isfunction(p.default):
+        return f"{p.name}=<{p.default.__name__}>"
     named = [n for n in ("DefaultQuantIntXOP", "DefaultNormalizeIntXModule") if p.default is getattr(linger, n)]
     return f"{p.name}={named[0] if named else p.default if hasattr(p.default, 'value') else repr(p.default)}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from linger.errors import LingerError
 from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
 from linger.ops import _symbolic
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._state import Stored, is_range
 
 _DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
 
@@ -38,7 +38,6 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
 
@@ -91,7 +90,7 @@ def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -
             raise LingerError(f"{what} is {bits!r}, allowed are {', '.join(map(str, allowed))}; choose one of them")
 
 
-class IntModule(nn.Module):
+class IntModule(Stored):
     """State and bookkeeping that every fixed-point twin and site shares. Mixed in before the torch class.
 
     Buffers ``running_<name>`` (0-d float32) for each name in ``observed``; ``scale_<name>`` are derived from them and
@@ -104,6 +103,7 @@ class IntModule(nn.Module):
     weighted: ClassVar[bool] = False
     raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that are indices or conditions, not data
     chip: str = "venus"
+    still: bool = False  # ranges stay as they are, in training too
     data_bits: int
     parameter_bits: int
     out_bits: int
@@ -175,7 +175,7 @@ class IntModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Ranges follow to another device, but stay float32 in ``half()`` and ``double()``: scales are their exponent bits."""
-        ranges = {name: t for name, t in self._buffers.items() if t is not None and _is_range(name)}
+        ranges = {name: t for name, t in self._buffers.items() if t is not None and is_range(name)}
         super()._apply(fn, recurse)
         for name, old in ranges.items():
             new: Any = self._buffers[name]
@@ -197,15 +197,21 @@ class IntModule(nn.Module):
 
     def observe(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
         """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
-        if self.training:
+        if self.training and not self.still:
             with torch.no_grad():
                 self.follow(name, observe.peak(x, ahead_relu, bound))
         else:
             self.require_range(name)
 
+    def watch(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
+        """Show a tensor that is to be quantized to the range ``name`` to a calibration that runs."""
+        watcher = None if torch.compiler.is_compiling() else observe.WATCHER.get()
+        if watcher is not None:
+            watcher.see(self, name, x, ahead_relu, bound)
+
     def follow(self, name: str, peak: Tensor) -> None:
-        """Let ``running_<name>`` follow a peak, unless the batch was seen before."""
-        if not recomputing():
+        """Let ``running_<name>`` follow a peak, unless the ranges are held or the batch was seen before."""
+        if not (self.still or recomputing()):
             observe.update(self.running(name), peak, f"running_{name}")
 
     def require_range(self, name: str) -> None:
@@ -239,10 +245,12 @@ class IntModule(nn.Module):
         grid = grid_of(x)
         if grid is None:
             x = x.float()
+            self.watch(name, x)
             self.observe(name, x)
             scale = self.scale(name, bits)
             return fake_quant(x, scale, min(bits, WIDEST)), scale
         if grid.bits > bits:
+            self.watch(name, x)
             self.observe(name, x)
             scale = torch.minimum(self.scale(name, bits), grid.scale)
             return fake_quant(x, scale, bits), scale
@@ -271,6 +279,7 @@ class IntModule(nn.Module):
 
     def leave(self, y: Tensor, finest: Tensor) -> Tensor:
         """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
+        self.watch("o", y, self.ahead_relu, self.normalize_data)
         self.observe("o", y, self.ahead_relu, self.normalize_data)
         scale = torch.minimum(self.scale("o", self.out_bits), finest)
         out = fake_quant(y, scale, self.out_bits, self.normalize_data).float()
@@ -296,54 +305,10 @@ class IntModule(nn.Module):
         self.forget()
         return super().train(mode)
 
-    # --- state dict: upstream's keys
-
     def derived(self) -> dict[str, Tensor]:
         """The keys of upstream's state dict that follow from the running ranges."""
         bits = {"o": self.out_bits}
         return {f"scale_{n}": self.scale(n, bits.get(n, self.data_bits)) for n in self.observed}
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for key, value in self.derived().items():
-            destination[prefix + key] = value.detach()
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
-    ) -> None:
-        own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        for name, value in own.items():
-            if name in self._buffers and _is_range(name) and isinstance(value, Tensor):
-                state_dict[prefix + name] = value.float()
-            elif name not in self._buffers and (name in UPSTREAM_ONLY or name.startswith(("running_", "scale_"))):
-                del state_dict[prefix + name]
-            elif name in self._parameters and isinstance(value, Tensor) and not value.is_floating_point():
-                self._take_integers(state_dict, prefix, name, own, errors)
-        new: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, meta, strict, new, unexpected, errors)
-        missing += [key for key in new if not _is_range(key[len(prefix) :])]
-        self.forget()
-
-    def _take_integers(
-        self, state_dict: Any, prefix: str, name: str, own: Mapping[str, Tensor], errors: list[str]
-    ) -> None:
-        """What upstream's export leaves in a net, as the floats it stands for: w = q_w / s_w, b = q_b / (s_x s_w)."""
-        keys = {"weight": ("scale_w",), "bias": ("scale_w", "scale_x")}.get(name, ())
-        scales = [own[key].double().reshape(()) for key in keys if key in own and own[key].numel() == 1]
-        scale = math.prod(float(s) for s in scales)
-        if len(scales) == len(keys) > 0 and scale > 0 and "running_mean" not in self._buffers:
-            state_dict[prefix + name] = (own[name].double() / scale).float()
-            return
-        errors.append(
-            f'"{prefix}{name}" holds integers ({own[name].dtype}), as after an export of linger 1.1.1, which cannot be '
-            "taken back here; load the checkpoint saved before that export"
-        )
-        state_dict[prefix + name] = self._parameters[name]
-
-
-def _is_range(name: str) -> bool:
-    """Whether a buffer is a running maximum, which a checkpoint may lack, and not a statistic."""
-    return name.startswith("running_") and name not in ("running_mean", "running_var")
 
 
 # --- pieces of ONNX text shared by the bodies

@@ -35,9 +35,12 @@ class _SumSite(Site):
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         self.out_bits = bits
-        if self.training:
+        if self.training and not self.still:
             with torch.no_grad():
-                result = observe.peak(x + y if self.sign > 0 else x - y)
+                total = x + y if self.sign > 0 else x - y
+                for seen in (x, y, total):
+                    self.watch("o", seen)
+                result = observe.peak(total)
                 peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
                 peak = torch.where(result < 0, result, peak)  # an empty batch plus a number is empty
                 self.follow("o", peak)

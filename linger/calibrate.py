@@ -1,0 +1,194 @@
+"""calibrate: choose every range of a fixed-point net from data, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linger import observe
+from linger.batches import Forward, bar, feed, kept, length, modes_kept, plain, taken
+from linger.errors import LingerError, during
+from linger.histogram import Histogram, by_max, method_of
+from linger.numerics import NOTHING
+from linger.ops import IntModule
+from linger.ops._base import dry
+from linger.ops._state import is_range
+from linger.swap import require_net
+
+Key = tuple[IntModule, str]
+
+
+class Collector:
+    """``observe.Watcher``: ranges follow the true maximum, and histograms fill beside them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Key, Histogram] = {}
+        self.fixed: set[int] = set()
+
+    def follow(self, running: Tensor, value: Tensor) -> None:
+        if id(running) not in self.fixed:
+            seen = value.clamp_min(NOTHING)
+            running.copy_(torch.where(value < 0, running, torch.maximum(running, seen)))
+
+    def see(self, module: Any, name: str, x: Tensor, ahead_relu: bool, bound: float | None) -> None:
+        if id(module.running(name)) in self.fixed:
+            return
+        peak = float(observe.peak(x, ahead_relu, bound))
+        if not 0 <= peak < float("inf"):
+            return  # an empty tensor, or one that ``observe.update`` refuses
+        x = x.detach().clamp_min(0) if ahead_relu else x.detach()
+        self.seen.setdefault((module, name), Histogram()).add(x if bound is None else x.clamp(-bound, bound), peak)
+
+
+def calibrate(
+    net: nn.Module,
+    loader: Iterable[Any],
+    method: str | Mapping[str, str] = "mse",
+    *,
+    percentile: float = 99.99,
+    batches: int | None = None,
+    forward: Forward = feed,
+    hold: bool = True,
+    progress: bool = True,
+) -> nn.Module:
+    """Choose the range of every activation of a fixed-point net from the batches of a loader, in place, without training.
+
+    Args:
+        net: a net after ``init``, in any mode; it comes back in the same.
+        loader: an iterable of batches; labels in them are not used.
+        method: "max", "percentile", "mse" (least squared error) or "kl" (least relative entropy), or a mapping of
+            patterns of dotted layer names to them, of which the first that fits counts; layers without a fit get "mse".
+        percentile: percent of the values that method "percentile" does not clip, above 0 and up to 100.
+        batches: how many batches are used at most.
+        forward: how a batch enters the net; by default a tensor or the first of a tuple is the input, and a mapping holds
+            keyword arguments.
+        hold: whether the ranges stay as they are in the training that may follow.
+        progress: show a progress bar.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        LingerError: the net has no fixed-point layer, the loader has no batch, a method does not exist, a pattern fits no
+            layer, or a range is not finite. The ranges are then as they were before.
+    """
+    require_net("calibrate", net)
+    with during("calibrate"):
+        if not 0 < percentile <= 100:
+            raise LingerError(
+                f"percentile is {percentile!r}, allowed are numbers above 0 up to 100; 99.99 is the default"
+            )
+        net = plain(net)
+        loader = kept(loader, batches)
+        first = next(taken(loader, net, batches))
+        with ranges_kept_on_error(net):
+            _prepare(net, first, forward)
+            rows = methods(net, method)
+            collector = Collector()
+            with watching(net, collector), bar(progress) as shown:
+                for batch in shown.track(taken(loader, net, batches), length(loader, batches), description="calibrate"):
+                    forward(net, batch)
+            choose(collector, rows, percentile)
+            settle(net, first, forward, collector)
+        for module in layers(net).values():
+            module.still = hold
+            module.forget()
+    return net
+
+
+def layers(net: nn.Module) -> dict[str, IntModule]:
+    """The fixed-point layers and sites by their dotted names.
+
+    Raises:
+        LingerError: there is none.
+    """
+    found = {name: m for name, m in net.named_modules() if isinstance(m, IntModule)}
+    if not found:
+        raise LingerError(f"found {type(net).__name__} without a fixed-point layer; call init first")
+    return found
+
+
+def methods(net: nn.Module, method: str | Mapping[str, str]) -> dict[IntModule, str]:
+    """The method of every layer and site."""
+    rows = method.items() if isinstance(method, Mapping) else [("*", method)]
+    names = layers(net)
+    for pattern, row in rows:
+        method_of(row)
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise LingerError(f"the pattern {pattern!r} fits no layer, allowed are those of {', '.join(names)}")
+    return {m: next((row for p, row in rows if fnmatchcase(name, p)), "mse") for name, m in names.items()}
+
+
+def ranges(net: nn.Module) -> dict[Key, Tensor]:
+    """Every range of the net."""
+    return {
+        (m, name.removeprefix("running_")): buffer
+        for m in net.modules()
+        if isinstance(m, IntModule)
+        for name, buffer in m._buffers.items()
+        if buffer is not None and is_range(name)
+    }
+
+
+@contextmanager
+def ranges_kept_on_error(net: nn.Module) -> Iterator[None]:
+    """All ranges as they were, if something is raised inside."""
+    before = {key: t.clone() for key, t in ranges(net).items()}
+    try:
+        yield
+    except BaseException:
+        for (module, name), value in before.items():
+            module.running(name).copy_(value)
+            module.forget()
+        raise
+
+
+@torch.no_grad()
+def _prepare(net: nn.Module, batch: Any, forward: Forward) -> None:
+    """Sites exist from the first forward on; every range starts anew."""
+    with modes_kept(net), dry():
+        net.eval()
+        forward(net, batch)
+    for running in ranges(net).values():
+        running.zero_()
+
+
+@contextmanager
+def watching(net: nn.Module, collector: observe.Watcher) -> Iterator[None]:
+    """Layers observe, and everything else is in eval mode: no dropout, and statistics stay as they are."""
+    token = observe.WATCHER.set(collector)
+    held = {m: m.still for m in layers(net).values()}
+    try:
+        with modes_kept(net), torch.no_grad():
+            net.eval()
+            for module in held:
+                module.training, module.still = True, False
+            yield
+    finally:
+        for module, was in held.items():
+            module.still = was
+        observe.WATCHER.reset(token)
+
+
+@torch.no_grad()
+def choose(collector: Collector, rows: Mapping[IntModule, str], percentile: float) -> None:
+    """Put the range of each histogram in the place of the maximum."""
+    for (module, name), seen in collector.seen.items():
+        running = module.running(name)
+        seen.merge(running.device)
+        chosen = method_of(rows[module])
+        if chosen is not by_max and float(running) > NOTHING:
+            bits = module.out_bits if name == "o" else module.data_bits
+            running.fill_(max(chosen(seen, float(running), bits, percentile), NOTHING))
+        collector.fixed.add(id(running))
+
+
+def settle(net: nn.Module, batch: Any, forward: Forward, collector: Collector) -> None:
+    """What follows from the chosen ranges: the input grids that layers keep for the state dict."""
+    with watching(net, collector):
+        forward(net, batch)
