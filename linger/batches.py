@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
+from linger.ops import IntModule
 from linger.swap import device_of
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -98,3 +100,18 @@ def modes_kept(net: nn.Module) -> Iterator[None]:
     finally:
         for m in net.modules():
             m.training = modes.get(m, modes[net])
+
+
+@contextmanager
+def observing(net: nn.Module) -> Iterator[None]:
+    """Fixed-point layers observe, and everything else is in eval mode: no dropout, and statistics stay as they are."""
+    layers = {m: m.still for m in net.modules() if isinstance(m, IntModule)}
+    try:
+        with modes_kept(net), torch.no_grad():
+            net.eval()
+            for module in layers:
+                module.training, module.still = True, False
+            yield
+    finally:
+        for module, still in layers.items():
+            module.still = still

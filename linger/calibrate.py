@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linger import observe
-from linger.batches import Forward, bar, feed, kept, length, modes_kept, plain, taken
+from linger import observe, refine
+from linger.batches import Forward, bar, feed, kept, length, modes_kept, observing, plain, taken
+from linger.equalize import equalize as equalization
 from linger.errors import LingerError, during
 from linger.histogram import Histogram, by_max, method_of
 from linger.numerics import NOTHING
 from linger.ops import IntModule
 from linger.ops._base import dry
 from linger.ops._state import is_range
+from linger.refine import clip_weights, reestimate
 from linger.swap import require_net
 
 Key = tuple[IntModule, str]
@@ -53,10 +55,17 @@ def calibrate(
     percentile: float = 99.99,
     batches: int | None = None,
     forward: Forward = feed,
+    weights: str | None = "mse",
+    batchnorm: bool = False,
+    equalize: bool = False,
+    correct_bias: bool = False,
     hold: bool = True,
     progress: bool = True,
 ) -> nn.Module:
     """Choose the range of every activation of a fixed-point net from the batches of a loader, in place, without training.
+
+    With options it prepares the parameters too, in the order below; ``batchnorm`` and ``equalize`` also do so for a net
+    before ``init``, which has no ranges.
 
     Args:
         net: a net after ``init``, in any mode; it comes back in the same.
@@ -67,6 +76,11 @@ def calibrate(
         batches: how many batches are used at most.
         forward: how a batch enters the net; by default a tensor or the first of a tuple is the input, and a mapping holds
             keyword arguments.
+        weights: "mse" clips every layer's weights to the range of least squared error, which few weights leave and mostly
+            of 4 bits; None leaves them as they are.
+        batchnorm: estimate the statistics of all batch normalizations anew.
+        equalize: bring the ranges of channels together across layers; the float function stays the same to the bit.
+        correct_bias: add to every bias what the layer's outputs lose on average by the rounding of its weights.
         hold: whether the ranges stay as they are in the training that may follow.
         progress: show a progress bar.
 
@@ -83,22 +97,61 @@ def calibrate(
             raise LingerError(
                 f"percentile is {percentile!r}, allowed are numbers above 0 up to 100; 99.99 is the default"
             )
-        net = plain(net)
-        loader = kept(loader, batches)
-        first = next(taken(loader, net, batches))
-        with ranges_kept_on_error(net):
-            _prepare(net, first, forward)
-            rows = methods(net, method)
-            collector = Collector()
-            with watching(net, collector), bar(progress) as shown:
-                for batch in shown.track(taken(loader, net, batches), length(loader, batches), description="calibrate"):
-                    forward(net, batch)
-            choose(collector, rows, percentile)
-            settle(net, first, forward, collector)
-        for module in layers(net).values():
-            module.still = hold
-            module.forget()
+        if weights not in (None, "mse"):
+            raise LingerError(f"weights is {weights!r}, allowed are None and 'mse'; choose one of them")
+        net, loader = plain(net), kept(loader, batches)
+        converted = any(isinstance(m, IntModule) for m in net.modules())
+        if batchnorm:
+            with ranges_kept_on_error(net):
+                _prepare(net, next(taken(loader, net, batches)), forward)
+                reestimate(net, loader, batches, forward, progress)
+        if equalize:
+            _equalize(net, next(taken(loader, net, batches)), forward)
+        if converted or correct_bias or not (batchnorm or equalize):
+            with ranges_kept_on_error(net):
+                if weights:
+                    clip_weights(net)
+                collect(net, loader, method, percentile, batches, forward, progress)
+                if correct_bias:
+                    refine.correct_bias(net, loader, batches, forward, progress)
+                    collect(net, loader, method, percentile, batches, forward, progress)
+            for module in layers(net).values():
+                module.still = hold
+                module.forget()
     return net
+
+
+def collect(
+    net: nn.Module, loader: Iterable[Any], method: str | Mapping[str, str], percentile: float, batches: int | None,
+    forward: Forward, progress: bool,
+) -> None:  # fmt: skip
+    """Choose every range from the batches."""
+    first = next(taken(loader, net, batches))
+    _prepare(net, first, forward)
+    rows = methods(net, method)
+    collector = Collector()
+    with watching(net, collector), bar(progress) as shown:
+        for batch in shown.track(taken(loader, net, batches), length(loader, batches), description="calibrate"):
+            forward(net, batch)
+    choose(collector, rows, percentile)
+    settle(net, first, forward, collector)
+
+
+def _equalize(net: nn.Module, batch: Any, forward: Forward) -> None:
+    """Equalize on what reaches the net of a batch, and say so where there is nothing to equalize."""
+    calls: list[tuple[Any, Any]] = []
+    with modes_kept(net), dry(), torch.no_grad():
+        net.eval()
+        handle = net.register_forward_pre_hook(lambda m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+        try:
+            forward(net, batch)
+        finally:
+            handle.remove()
+    if not equalization(net, *calls[0]):
+        raise LingerError(
+            f"found no two layers of {type(net).__name__} between which channels can be scaled, allowed are Conv1d, Conv2d "
+            "and Linear with nothing but relu, pooling and dropout between them and without bounds; leave equalize out"
+        )
 
 
 def layers(net: nn.Module) -> dict[str, IntModule]:
@@ -160,18 +213,12 @@ def _prepare(net: nn.Module, batch: Any, forward: Forward) -> None:
 
 @contextmanager
 def watching(net: nn.Module, collector: observe.Watcher) -> Iterator[None]:
-    """Layers observe, and everything else is in eval mode: no dropout, and statistics stay as they are."""
+    """Layers show what they observe to the collector."""
     token = observe.WATCHER.set(collector)
-    held = {m: m.still for m in layers(net).values()}
     try:
-        with modes_kept(net), torch.no_grad():
-            net.eval()
-            for module in held:
-                module.training, module.still = True, False
+        with observing(net):
             yield
     finally:
-        for module, was in held.items():
-            module.still = was
         observe.WATCHER.reset(token)
 
 

@@ -57,7 +57,8 @@ SIGNATURES = {
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
     "out_bits=8, target=None",
-    "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, hold=True, progress=True",
+    "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, weights='mse', "
+    "batchnorm=False, equalize=False, correct_bias=False, hold=True, progress=True",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
