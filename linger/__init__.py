@@ -58,6 +58,8 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.search import search
+from linger.sensitivity import sensitivity
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -170,6 +172,8 @@ __all__ = [
     "quant_module_by_type",
     "quant_tensor",
     "runtime",
+    "search",
+    "sensitivity",
     "settings",
     "trace_layers",
     "verify",

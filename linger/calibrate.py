@@ -109,8 +109,8 @@ def calibrate(
             _equalize(net, next(taken(loader, net, batches)), forward)
         if converted or correct_bias or not (batchnorm or equalize):
             with ranges_kept_on_error(net):
-                if weights:
-                    clip_weights(net)
+                for module in net.modules() if weights else ():
+                    clip_weights(module)
                 collect(net, loader, method, percentile, batches, forward, progress)
                 if correct_bias:
                     refine.correct_bias(net, loader, batches, forward, progress)

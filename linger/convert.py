@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
+from linger.recipe import Recipe, assigned, recipe_of
 from linger.route import route
 from linger.settings import QuantMode, config
 from linger.sites import make_site
@@ -115,6 +116,7 @@ def init(
     data_bits: int = 8,
     out_bits: int = 8,
     target: str | None = None,
+    recipe: Any = None,
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -126,12 +128,15 @@ def init(
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
         target: a chip; widths that it cannot run are refused.
+        recipe: widths of single layers by patterns of their names: the path of a TOML file, a mapping of patterns to settings,
+            or what ``search`` returns (see ``linger.recipe``). They go before the widths above and those of ``quant_module``.
 
     Returns:
         ``net`` (its twin where ``net`` itself is such a layer).
 
     Raises:
-        LingerError: a type has no twin, a width is not supported, or a layer was converted before.
+        LingerError: a type has no twin, a width is not supported, a layer was converted before, or a pattern of
+            the recipe fits none.
     """
     require_net("init", net)
     types = types_of("init", quant_modules, QUANTIZABLE)
@@ -144,6 +149,8 @@ def init(
         _check_mode(mode)
         names = named(net)
         _refuse_second(net, names, types, bits)
+        if recipe is not None:
+            _follow_recipe(recipe_of(recipe), names, types, bits, None if target is None else chip)
         device = device_of(net)
         steps, left, floats = _plan(names, types, bits, device)
         sample = net.__dict__.pop("_linger_sample", None)
@@ -164,6 +171,22 @@ def init(
         listed = ", ".join(f"{name or 'the net'} ({what})" for name, what in left)
         warnings.warn(f"init: left in float: {listed}; disable_quant silences this", LingerWarning, stacklevel=2)
     return net
+
+
+def _follow_recipe(
+    recipe: Recipe, names: Mapping[nn.Module, str], types: set[type[nn.Module]], bits: dict[str, int], chip: Any
+) -> None:
+    """Give every layer that the recipe names its widths, after all of it has been checked."""
+    convertible = {name: m for m, name in names.items() if type(m) in types or type(m) in ALWAYS_QUANTIZED}
+    given = assigned(recipe, convertible)
+    for name, settings in given.items() if chip is not None else ():
+        with during(f"recipe: {name}"):
+            _check_target(chip, bits | {k: v for k, v in settings.items() if k in bits})
+    for name, settings in given.items():
+        module = convertible[name]
+        before = module.__dict__.get("_linger_quant") or bits
+        own = before | {k: v for k, v in settings.items() if k in bits}
+        module._linger_quant = own if settings.get("quant", True) else False  # type: ignore[assignment]
 
 
 def _plan(

@@ -70,13 +70,25 @@ def best_weight_scale(weight: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def clip_weights(net: nn.Module) -> None:
-    """Equation (1) for every layer; a weight that loses nothing by it stays as it is, bit for bit."""
-    for module in net.modules():
-        if isinstance(module, WeightedInt) and isinstance(module._parameters.get("weight"), Tensor):
-            weight: Tensor = module.weight
-            limit = float(levels(module.parameter_bits) / best_weight_scale(weight.float(), module.parameter_bits))
-            weight.clamp_(-limit, limit)
+def clip_weights(module: nn.Module) -> None:
+    """Equation (1) for one layer; a weight that loses nothing by it stays as it is, bit for bit."""
+    if isinstance(module, WeightedInt) and isinstance(module._parameters.get("weight"), Tensor):
+        weight: Tensor = module.weight
+        limit = float(levels(module.parameter_bits) / best_weight_scale(weight.float(), module.parameter_bits))
+        weight.clamp_(-limit, limit)
+
+
+@contextmanager
+def clipped(module: nn.Module) -> Iterator[None]:
+    """The layer with clipped weights, for a while."""
+    before = {p: p.detach().clone() for p in module.parameters()}
+    try:
+        clip_weights(module)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in before.items():
+                p.copy_(value)
 
 
 def correct_bias(

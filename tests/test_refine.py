@@ -149,7 +149,7 @@ def test_a_linear_layer_over_sequences() -> None:
     before = net(x)
     assert equalize(net, (x,)) == [("0", "2")]
     assert torch.equal(net(x), before)
-    assert float(net[0].weight[2].abs().max()) < 20
+    assert bool((net[0].weight[2].abs() < 20).all())
 
 
 # --- statistics
