@@ -80,6 +80,7 @@ from linger.settings import (
     SetPlatFormQuant,
     config,
 )
+from linger.training import param_groups
 from linger.verify import verify
 
 BatchNormInt = BatchNorm2dInt
@@ -168,6 +169,7 @@ __all__ = [
     "normalize_layers",
     "normalize_module",
     "onnx",
+    "param_groups",
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",

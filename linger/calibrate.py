@@ -58,14 +58,15 @@ def calibrate(
     weights: str | None = "mse",
     batchnorm: bool = False,
     equalize: bool = False,
-    correct_bias: bool = False,
+    correct_bias: bool = True,
     hold: bool = True,
     progress: bool = True,
 ) -> nn.Module:
     """Choose the range of every activation of a fixed-point net from the batches of a loader, in place, without training.
 
-    With options it prepares the parameters too, in the order below; ``batchnorm`` and ``equalize`` also do so for a net
-    before ``init``, which has no ranges.
+    It prepares the parameters too, in the order of the options below; ``batchnorm`` and ``equalize`` also do so for a net
+    before ``init``, which has no ranges. A second calibration takes back what an earlier one did to weights and biases,
+    unless they were trained or loaded since.
 
     Args:
         net: a net after ``init``, in any mode; it comes back in the same.
@@ -80,7 +81,8 @@ def calibrate(
             of 4 bits; None leaves them as they are.
         batchnorm: estimate the statistics of all batch normalizations anew.
         equalize: bring the ranges of channels together across layers; the float function stays the same to the bit.
-        correct_bias: add to every bias what the layer's outputs lose on average by the rounding of its weights.
+        correct_bias: add to every bias what the layer's outputs lose on average by the clipping and rounding of its
+            weights; for a net that was not trained in fixed point.
         hold: whether the ranges stay as they are in the training that may follow.
         progress: show a progress bar.
 
@@ -101,13 +103,14 @@ def calibrate(
             raise LingerError(f"weights is {weights!r}, allowed are None and 'mse'; choose one of them")
         net, loader = plain(net), kept(loader, batches)
         converted = any(isinstance(m, IntModule) for m in net.modules())
+        refine.undo(net)
         if batchnorm:
             with ranges_kept_on_error(net):
                 _prepare(net, next(taken(loader, net, batches)), forward)
                 reestimate(net, loader, batches, forward, progress)
         if equalize:
             _equalize(net, next(taken(loader, net, batches)), forward)
-        if converted or correct_bias or not (batchnorm or equalize):
+        if converted or not (batchnorm or equalize):
             with ranges_kept_on_error(net):
                 for module in net.modules() if weights else ():
                     clip_weights(module)
@@ -117,6 +120,7 @@ def calibrate(
                     collect(net, loader, method, percentile, batches, forward, progress)
             for module in layers(net).values():
                 module.still = hold
+                module.warm_up(module.learned_names())
                 module.forget()
     return net
 

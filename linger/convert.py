@@ -25,6 +25,7 @@ from linger.swap import Step, Types, device_of, freeze, named, require_net, swap
 from linger.targets import target as find_target
 from linger.trace import is_leaf
 
+LEARNED = {"running": "", "learned": "tqt", "lsq": "lsq"}
 QUANTIZABLE = (*BY_FLOAT, *FUSED.values())
 ALWAYS_QUANTIZED = (
     nn.ReLU6, NonDynamicallyQuantizableLinear, *FUSED.values(),
@@ -117,6 +118,7 @@ def init(
     out_bits: int = 8,
     target: str | None = None,
     recipe: Any = None,
+    observe: str = "running",
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -128,6 +130,8 @@ def init(
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
         target: a chip; widths that it cannot run are refused.
+        observe: "running", ranges follow the maximum in training; "learned" or "lsq", ranges of weights and of the outputs of layers,
+            sums and products are parameters that the optimizer moves (see ``linger.param_groups``).
         recipe: widths of single layers by patterns of their names: the path of a TOML file, a mapping of patterns to settings,
             or what ``search`` returns (see ``linger.recipe``). They go before the widths above and those of ``quant_module``.
 
@@ -147,6 +151,8 @@ def init(
         if target is not None:
             _check_target(chip, bits)
         _check_mode(mode)
+        if observe not in LEARNED:
+            raise LingerError(f"observe is {observe!r}, allowed are {', '.join(LEARNED)}; choose one of them")
         names = named(net)
         _refuse_second(net, names, types, bits)
         if recipe is not None:
@@ -165,12 +171,22 @@ def init(
             net._linger_routed = True  # type: ignore[assignment]
         else:
             net.chip = chip.name
+        _learn(net, LEARNED[observe])
         if sample is not None:
             _make_sites(net, sample, device)
     if left:
         listed = ", ".join(f"{name or 'the net'} ({what})" for name, what in left)
         warnings.warn(f"init: left in float: {listed}; disable_quant silences this", LingerWarning, stacklevel=2)
     return net
+
+
+def _learn(net: nn.Module, kind: str) -> None:
+    """Make the ranges of layers parameters, and those of sites that are made later."""
+    for module in net.modules() if kind else ():
+        if isinstance(module, IntModule):
+            module.learn(kind)
+        elif "_linger_off" in module.__dict__:
+            module._linger_learn = kind  # type: ignore[assignment]
 
 
 def _follow_recipe(

@@ -26,6 +26,13 @@ class Watcher(Protocol):
 
 
 WATCHER: ContextVar[Watcher | None] = ContextVar("WATCHER", default=None)
+
+
+def watcher() -> Watcher | None:
+    """The calibration that runs, if one does; none inside of a compiled net."""
+    return None if torch.compiler.is_compiling() else WATCHER.get()
+
+
 EMPTY = -1.0  # the peak of a tensor without elements: below every other, and never followed
 
 
@@ -70,9 +77,9 @@ def update(running: Tensor, value: Tensor, name: str) -> None:
             f"the range of {name} is {value.item()}, allowed are finite values; "
             "lower the learning rate or look for NaN in the data"
         )
-    watcher = None if torch.compiler.is_compiling() else WATCHER.get()
-    if watcher is not None:
-        watcher.follow(running, value)
+    watching = watcher()
+    if watching is not None:
+        watching.follow(running, value)
         return
     seen = value.clamp_min(NOTHING)
     followed = torch.where(running <= NOTHING, seen, torch.lerp(running, seen, MOMENTUM))

@@ -16,12 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from linger.batches import Forward, bar, length, modes_kept, observing, taken
 from linger.errors import LingerError
-from linger.floating import in_float
-from linger.numerics import fake_quant, levels, scale_from_weight
+from linger.floating import CLIPPED, CORRECTED, in_float, originals, put
+from linger.numerics import best_weight_scale, levels
 from linger.ops._weighted import WeightedInt
 from linger.ops.convbn import FUSED
-
-FINER = 4  # how many times the weights' scale is doubled in the search of (1)
 
 
 def statistics(net: nn.Module) -> dict[nn.Module, _BatchNorm]:
@@ -61,70 +59,88 @@ def reestimate(
             bn.momentum = momentum
 
 
-def best_weight_scale(weight: Tensor, bits: int) -> Tensor:
-    """The power of two of least squared error, between that without saturation and 2^``FINER`` of it."""
-    coarsest = scale_from_weight(weight, bits)
-    scales = [coarsest * 2.0**n for n in range(FINER + 1)]
-    errors = torch.stack([(fake_quant(weight, s, bits) - weight).double().pow(2).sum() for s in scales])
-    return torch.stack(scales)[errors.argmin()]
-
-
 @torch.no_grad()
 def clip_weights(module: nn.Module) -> None:
     """Equation (1) for one layer; a weight that loses nothing by it stays as it is, bit for bit."""
-    if isinstance(module, WeightedInt) and isinstance(module._parameters.get("weight"), Tensor):
+    if (
+        isinstance(module, WeightedInt)
+        and module.learned("w") is None
+        and isinstance(module._parameters.get("weight"), Tensor)
+    ):
         weight: Tensor = module.weight
         limit = float(levels(module.parameter_bits) / best_weight_scale(weight.float(), module.parameter_bits))
-        weight.clamp_(-limit, limit)
+        before = weight.detach().clone()
+        if not torch.equal(weight.clamp_(-limit, limit), before):
+            module.__dict__[CLIPPED] = before, limit
 
 
 @contextmanager
 def clipped(module: nn.Module) -> Iterator[None]:
-    """The layer with clipped weights, for a while."""
-    before = {p: p.detach().clone() for p in module.parameters()}
+    """The layer as ``calibrate`` would clip it at its width of now, for a while."""
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    held = module.__dict__.get(CLIPPED)
     try:
+        put(module, {k: v for k, v in originals(module).items() if k == "weight"})
         clip_weights(module)
         yield
     finally:
-        with torch.no_grad():
-            for p, value in before.items():
-                p.copy_(value)
+        put(module, before)
+        module.__dict__.pop(CLIPPED, None)
+        module.__dict__.update({} if held is None else {CLIPPED: held})
 
 
+def undo(net: nn.Module) -> None:
+    """Weights and biases as they were before an earlier calibration, where nothing has changed them since."""
+    for module in net.modules():
+        put(module, originals(module))
+        module.__dict__.pop(CLIPPED, None)
+        module.__dict__.pop(CORRECTED, None)
+
+
+@torch.no_grad()
 def correct_bias(
     net: nn.Module, loader: Iterable[Any], batches: int | None, forward: Forward, progress: bool = True
 ) -> None:
-    """Equation (2) for every layer with a bias, all of them on the float net's own activations."""
+    """Equation (2) for every layer with a bias, all of them on the float net's own activations, with its own weights."""
+    lost: dict[WeightedInt, Tensor] = {}
+    for m in net.modules():
+        if isinstance(m, WeightedInt) and m.bias is not None:
+            rounded = m.grids(m.scale("x", m.data_bits))[0].float()
+            lost[m] = originals(m).get("weight", m.weight).float() - rounded
+    shifts = _shifts(net, lost, taken(loader, net, batches), length(loader, batches), forward, progress)
+    for module, (total, count) in shifts.items():
+        assert module.bias is not None
+        before = module.bias.detach().clone()
+        module.bias.add_((total / max(count, 1)).to(module.bias.dtype))
+        module.__dict__[CORRECTED] = before, module.bias.detach().clone()
+
+
+def _shifts(
+    net: nn.Module,
+    lost: dict[WeightedInt, Tensor],
+    batches: Iterable[Any],
+    total: int | None,
+    forward: Forward,
+    progress: bool,
+) -> dict[WeightedInt, tuple[Tensor, int]]:
+    """What the quantized weights take from every output channel: its sum, and over how many elements."""
     shifts: dict[WeightedInt, tuple[Tensor, int]] = {}
-    layers = [m for m in net.modules() if isinstance(m, WeightedInt) and m.bias is not None]
-    with modes_kept(net), torch.no_grad(), bar(progress) as shown:
-        net.eval()
-        with in_float(net), _hooked(layers, shifts):
-            for batch in shown.track(
-                taken(loader, net, batches), length(loader, batches), description="bias correction"
-            ):
-                forward(net, batch)
-        for module, (total, count) in shifts.items():
-            assert module.bias is not None
-            module.bias.add_((total / max(count, 1)).to(module.bias.dtype))
-
-
-@contextmanager
-def _hooked(layers: Iterable[WeightedInt], shifts: dict[WeightedInt, tuple[Tensor, int]]) -> Iterator[None]:
-    """Sum up what the quantized weights take from every output channel."""
 
     def note(module: Any, args: Any, out: Tensor) -> None:
-        weight = module.weight.float()
-        lost = weight - module.grids(module.scale("x", module.data_bits))[0].float()
-        missing = module.accumulate(args[0].float(), lost, None)
-        axis = 1 if missing.dim() > weight.dim() - 1 and weight.dim() > 2 else missing.dim() - 1
+        weight = lost[module]
+        missing = module.accumulate(args[0].float(), weight, None)
+        axis = missing.dim() - (weight.dim() - 1) if weight.dim() > 2 else missing.dim() - 1
         rest = [d for d in range(missing.dim()) if d != axis]
-        total, count = shifts.get(module, (missing.new_zeros(missing.shape[axis], dtype=torch.float64), 0))
-        shifts[module] = total + missing.double().sum(rest), count + missing.numel() // missing.shape[axis]
+        summed, count = shifts.get(module, (missing.new_zeros(missing.shape[axis], dtype=torch.float64), 0))
+        shifts[module] = summed + missing.double().sum(rest), count + missing.numel() // missing.shape[axis]
 
-    handles = [m.register_forward_hook(note) for m in layers]
+    handles = [m.register_forward_hook(note) for m in lost]
     try:
-        yield
+        with modes_kept(net), in_float(net), bar(progress) as shown:
+            net.eval()
+            for batch in shown.track(batches, total, description="bias correction"):
+                forward(net, batch)
     finally:
         for handle in handles:
             handle.remove()
+    return shifts

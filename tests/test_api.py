@@ -34,7 +34,7 @@ QuantMode RMSNormInt ReLU6Int ScaledRoundLayer SetBnMomentumUpdate SetFunctionBm
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate channel_shuffle config
 disable_normalize disable_quant init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
-iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx quant_module quant_module_by_type
+iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
 quant_tensor runtime search sensitivity settings trace_layers verify
 """
 NAMES = LISTED.split()
@@ -56,11 +56,12 @@ SIGNATURES = {
     "parameter_bits=8, out_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None, recipe=None",
+    "out_bits=8, target=None, recipe=None, observe='running'",
     "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, weights='mse', "
-    "batchnorm=False, equalize=False, correct_bias=False, hold=True, progress=True",
+    "batchnorm=False, equalize=False, correct_bias=True, hold=True, progress=True",
     "sensitivity": "net, loader, *, metric=None, batches=None, forward=<feed>, progress=True",
     "search": "net, loader, budget, *, metric=None, bits=(4, 8, 16), target=None, batches=None, forward=<feed>, progress=True",
+    "param_groups": "net, *, threshold_lr=0.01, **options",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",

@@ -92,9 +92,25 @@ def test_a_second_calibration_starts_anew() -> None:
     assert ranges(net) == ranges(calibrated())
 
 
+def test_a_second_calibration_takes_back_the_first() -> None:
+    def tensors(net: nn.Module) -> list[Tensor]:
+        return list(net.state_dict().values())
+
+    once = linger.calibrate(fixed(parameter_bits=4), batches(), progress=False)
+    twice = linger.calibrate(fixed(parameter_bits=4), batches(1), "kl", progress=False)
+    assert not all(map(torch.equal, tensors(once), tensors(twice)))
+    linger.calibrate(twice, batches(), progress=False)
+    assert all(map(torch.equal, tensors(once), tensors(twice)))
+    with torch.no_grad():
+        twice.fc.bias += 1
+    trained = twice.fc.bias.clone()
+    linger.calibrate(twice, batches(), correct_bias=False, progress=False)
+    assert torch.equal(twice.fc.bias, trained)
+
+
 def test_nothing_but_ranges_changes() -> None:
     before = {k: v.clone() for k, v in fixed().state_dict().items() if ".scale_" not in k}
-    net = calibrated(weights=None)
+    net = calibrated(weights=None, correct_bias=False)
     after = net.state_dict()
     assert [k for k, v in before.items() if not torch.equal(after[k], v) and k not in ranges(net)] == []
 

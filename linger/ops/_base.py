@@ -197,15 +197,24 @@ class IntModule(Stored):
 
     def observe(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
         """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
-        if self.training and not self.still:
+        if self.following(name):
             with torch.no_grad():
                 self.follow(name, observe.peak(x, ahead_relu, bound))
         else:
             self.require_range(name)
 
+    def following(self, name: str) -> bool:
+        """Whether this forward has to look at data for a range: in training, where it is neither held nor learned."""
+        if not self.training:
+            return False
+        if self.is_warm(name) and observe.watcher() is None:
+            self.take_learned()
+            return False
+        return not self.still
+
     def watch(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
         """Show a tensor that is to be quantized to the range ``name`` to a calibration that runs."""
-        watcher = None if torch.compiler.is_compiling() else observe.WATCHER.get()
+        watcher = observe.watcher()
         if watcher is not None:
             watcher.see(self, name, x, ahead_relu, bound)
 
@@ -213,6 +222,8 @@ class IntModule(Stored):
         """Let ``running_<name>`` follow a peak, unless the ranges are held or the batch was seen before."""
         if not (self.still or recomputing()):
             observe.update(self.running(name), peak, f"running_{name}")
+            if self.learned(name) is not None and observe.watcher() is None:
+                self.start_from(name, self.scale(name, self.bits_of(name)))
 
     def require_range(self, name: str) -> None:
         """Raise unless ``running_<name>`` has seen a finite batch; asked once after every ``train()`` and load."""
@@ -281,8 +292,9 @@ class IntModule(Stored):
         """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
         self.watch("o", y, self.ahead_relu, self.normalize_data)
         self.observe("o", y, self.ahead_relu, self.normalize_data)
-        scale = torch.minimum(self.scale("o", self.out_bits), finest)
-        out = fake_quant(y, scale, self.out_bits, self.normalize_data).float()
+        own = self.scale("o", self.out_bits)
+        scale = torch.minimum(own, finest)
+        out = self.snapped(y, "o", scale, own, self.out_bits, self.normalize_data).float()
         return set_grid(out, Grid(scale, self.out_bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
@@ -303,6 +315,7 @@ class IntModule(Stored):
 
     def train(self, mode: bool = True) -> Any:
         self.forget()
+        self.take_learned()
         return super().train(mode)
 
     def derived(self) -> dict[str, Tensor]:

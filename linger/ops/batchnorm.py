@@ -33,7 +33,7 @@ from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, r
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance: of the batch in training (the running ones follow), else the running ones."""
-    training = m.training and (torch.compiler.is_compiling() or observe.WATCHER.get() is None)
+    training = m.training and observe.watcher() is None
     if not (training or m.running_mean is None):
         return m.running_mean, m.running_var
     dims = [d for d in range(x.dim()) if d != 1]
@@ -74,6 +74,7 @@ def _channels(v: Tensor, x: Tensor) -> Tensor:
 
 class _BatchNormInt(IntModule):
     weighted = True
+    learns = ("o",)
     op_type = "BatchNorm2dInt"
 
     @classmethod

@@ -28,7 +28,7 @@ class CatSite(Site):
     def forward(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         self.out_bits = bits = self.width(*tensors)
         entered = [self.operand(t, f"x{i}", bits) for i, t in enumerate(tensors)]
-        if self.training and not self.still:
+        if self.following("o"):
             with torch.no_grad():
                 for x, _ in entered:
                     self.watch("o", x)
