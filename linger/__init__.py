@@ -58,6 +58,7 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.schedule import Schedule, freeze_batchnorm, freeze_thresholds, hold_ranges
 from linger.search import search
 from linger.sensitivity import sensitivity
 from linger.settings import (
@@ -134,6 +135,7 @@ __all__ = [
     "RMSNormInt",
     "ReLU6Int",
     "ScaledRoundLayer",
+    "Schedule",
     "SetBnMomentumUpdate",
     "SetFunctionBmmQuant",
     "SetFunctionChannelShuffleQuant",
@@ -155,6 +157,9 @@ __all__ = [
     "config",
     "disable_normalize",
     "disable_quant",
+    "freeze_batchnorm",
+    "freeze_thresholds",
+    "hold_ranges",
     "init",
     "iqAddLayer",
     "iqCatLayer",

@@ -30,10 +30,10 @@ LingerWarning NormalizeBatchNorm1d NormalizeBatchNorm2d NormalizeConv1d Normaliz
 NormalizeConvBN2d NormalizeConvTranspose1d NormalizeConvTranspose2d NormalizeConvTransposeBN1d
 NormalizeConvTransposeBN2d NormalizeEmbedding NormalizeGroupNorm NormalizeInstanceNorm1d NormalizeInstanceNorm2d
 NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU NormalizeRMSNorm PReLUInt PlatFormQuant
-QuantMode RMSNormInt ReLU6Int ScaledRoundLayer SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
+QuantMode RMSNormInt ReLU6Int ScaledRoundLayer Schedule SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate channel_shuffle config
-disable_normalize disable_quant init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
+disable_normalize disable_quant freeze_batchnorm freeze_thresholds hold_ranges init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
 iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
 quant_tensor runtime search sensitivity settings trace_layers verify
 """
@@ -62,6 +62,9 @@ SIGNATURES = {
     "sensitivity": "net, loader, *, metric=None, batches=None, forward=<feed>, progress=True",
     "search": "net, loader, budget, *, metric=None, bits=(4, 8, 16), target=None, batches=None, forward=<feed>, progress=True",
     "param_groups": "net, *, threshold_lr=0.01, **options",
+    "hold_ranges": "net, on=True",
+    "freeze_batchnorm": "net",
+    "freeze_thresholds": "net, on=True",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
