@@ -2,6 +2,7 @@
 
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
+from linger.accumulators import limit_accumulators
 from linger.calibrate import calibrate
 from linger.convert import (
     DefaultQuantIntXOP,
@@ -171,6 +172,7 @@ __all__ = [
     "iqSumLayer",
     "iqTanhLayer",
     "iqVarLayer",
+    "limit_accumulators",
     "normalize_layers",
     "normalize_module",
     "onnx",

@@ -34,7 +34,7 @@ QuantMode RMSNormInt ReLU6Int ScaledRoundLayer Schedule SetBnMomentumUpdate SetF
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate channel_shuffle config
 disable_normalize disable_quant freeze_batchnorm freeze_thresholds hold_ranges init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
-iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
+iqSubLayer iqSumLayer iqTanhLayer iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
 quant_tensor runtime search sensitivity settings trace_layers verify
 """
 NAMES = LISTED.split()
@@ -65,6 +65,7 @@ SIGNATURES = {
     "hold_ranges": "net, on=True",
     "freeze_batchnorm": "net",
     "freeze_thresholds": "net, on=True",
+    "limit_accumulators": "net, width",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",

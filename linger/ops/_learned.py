@@ -10,6 +10,7 @@ TQT: Jain et al., arXiv 1903.08066. LSQ: Esser et al., arXiv 1902.08153, snapped
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -110,6 +111,14 @@ class Learned(nn.Module):
         assert learned is not None
         learned.copy_((levels(bits) / scale).log2() if f"log2_{name}" in self._parameters else 1 / scale)
         self._warm.add(name)
+
+    def take_names(self, keys: Iterable[str]) -> None:
+        """Make the learned ranges that a checkpoint holds and this net does not learn: they stay as they are."""
+        for key in keys:
+            prefix, name = key[:5], key[5:]
+            if prefix in NAMES and name in self.learns and self.learned(name) is None:
+                device = next((t.device for t in self.parameters(recurse=False)), None)
+                self.register_parameter(key, nn.Parameter(torch.zeros((), device=device), requires_grad=False))
 
     def loaded(self, held: set[str]) -> None:
         """A checkpoint was loaded that holds these learned ranges; the others start from what it holds instead."""

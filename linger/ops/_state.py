@@ -43,6 +43,7 @@ class Stored(Learned):
         self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
     ) -> None:
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        self.take_names(own)
         for name, value in own.items():
             if name in self._buffers and is_range(name) and isinstance(value, Tensor):
                 state_dict[prefix + name] = value.float()
