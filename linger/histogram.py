@@ -26,6 +26,13 @@ ENOUGH = 4  # bins in a step; with fewer, the error of rounding is the step's un
 UNSEEN = 1e-4  # of a level's probability, where a bin holds values that the grid has no level for
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum over all ranks, of a tensor that may be overwritten; itself where there is one process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 class Histogram:
     """Counts of |x| in ``BINS`` equal bins from 0 to a power of two that doubles as larger values come."""
 
@@ -55,10 +62,8 @@ class Histogram:
 
     def merge(self, device: torch.device) -> None:
         """The counts of all ranks; every rank calls it for its tensors in the same order."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            everything = torch.cat((self.counts, self.counts.new_tensor([self.zeros]))).to(device)
-            dist.all_reduce(everything)
-            self.counts, self.zeros = everything[:-1].cpu(), float(everything[-1])
+        everything = summed(torch.cat((self.counts, self.counts.new_tensor([self.zeros]))).to(device))
+        self.counts, self.zeros = everything[:-1].cpu(), float(everything[-1])
 
     def centers(self) -> np.ndarray:
         return (np.arange(BINS) + 0.5) * (self.top / BINS)

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from linger.batches import Forward, bar, length, modes_kept, observing, taken
 from linger.errors import LingerError
 from linger.floating import CLIPPED, CORRECTED, in_float, originals, put
+from linger.histogram import summed
 from linger.numerics import best_weight_scale, levels
 from linger.ops._weighted import WeightedInt
 from linger.ops.convbn import FUSED
@@ -54,6 +55,10 @@ def reestimate(
                 taken(loader, net, batches), length(loader, batches), description="batch statistics"
             ):
                 forward(net, batch)
+            for bn in found.values():
+                for statistic in (bn.running_mean, bn.running_var):
+                    assert statistic is not None
+                    statistic.copy_(summed(statistic.clone()) / summed(torch.ones_like(statistic)))
     finally:
         for bn, momentum in before.items():
             bn.momentum = momentum
@@ -143,4 +148,4 @@ def _shifts(
     finally:
         for handle in handles:
             handle.remove()
-    return shifts
+    return {m: (summed(total), int(summed(torch.tensor(n, device=total.device)))) for m, (total, n) in shifts.items()}

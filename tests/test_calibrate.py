@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -207,6 +208,30 @@ def test_an_error_leaves_the_ranges_alone() -> None:
         linger.calibrate(net, [*batches(), (torch.full((1, 3, 8, 8), torch.nan), 0)], progress=False)
     assert ranges(net) == before
     assert not any(m.training for m in net.modules() if isinstance(m, IntModule))
+
+
+# --- more than one process
+
+
+def rank(i: int, path: str) -> None:
+    """One process of the test below; its half of the batches."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=i, world_size=2)
+    net = linger.calibrate(fixed(), batches(4)[i::2], batchnorm=True, progress=False)
+    torch.save(net.state_dict(), f"{path}.{i}")
+    dist.destroy_process_group()
+
+
+def test_every_rank_ends_with_the_same_net(tmp_path: Path) -> None:
+    path = str(tmp_path / "rendezvous")
+    torch.multiprocessing.spawn(rank, (path,), nprocs=2)
+    first, second = (torch.load(f"{path}.{i}") for i in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(v, second[k]) for k, v in first.items() if "num_batches" not in k)
+    alone = linger.calibrate(fixed(), batches(4), batchnorm=True, progress=False).state_dict()
+    assert first["conv1.running_o"] == alone["conv1.running_o"]
+    torch.testing.assert_close(first["conv1.bias"], alone["conv1.bias"])
+    torch.testing.assert_close(first["bn2.running_mean"], alone["bn2.running_mean"], rtol=1e-3, atol=1e-4)
 
 
 # --- what a histogram says

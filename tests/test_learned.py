@@ -236,6 +236,22 @@ def test_a_checkpoint_without_learned_ranges_starts_them(observe: str) -> None:
     linger.param_groups(net)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
+)
+@pytest.mark.parametrize("observe", KIND)
+def test_compiled_in_one_graph(observe: str) -> None:
+    eager = fixed(observe).train()
+    eager.bn.momentum = 0.0
+    net = copy.deepcopy(eager)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for which in (eager, compiled):
+        which(X).pow(2).mean().backward()
+    assert torch.equal(compiled(X), eager(X))
+    for (name, a), (_, b) in zip(thresholds(eager), thresholds(net), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=name)
+
+
 def test_keys_of_other_nets_do_not_change() -> None:
     assert [k for k in fixed("running").state_dict() if "log2_" in k or "step_" in k] == []
 
