@@ -45,16 +45,26 @@ class Job:
         return linger.calibrate(net, loader, *args, progress=False, **options)
 
 
-def train(net: nn.Module, data: Split, epochs: int, rate: float, seed: int, groups: Any = None) -> nn.Module:
-    """AdamW on one cycle, in place."""
+def train(
+    net: nn.Module,
+    data: Split,
+    epochs: int,
+    rate: float,
+    seed: int,
+    groups: Any = None,
+    stops: linger.Schedule | None = None,
+) -> nn.Module:
+    """AdamW on one cycle, in place; ``stops`` says when what freezes."""
     groups = groups or [{"params": list(net.parameters()), "lr": rate}]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
     peaks = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, peaks, total_steps=max(2, epochs * (len(data[0]) // BATCH))
     )
-    net.train()
     for epoch in range(epochs):
+        net.train()
+        if stops is not None:
+            stops.begin(net, epoch)
         for x, y in batches(data, BATCH, 1000 * seed + epoch):
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
@@ -103,7 +113,8 @@ def learned(kind: str) -> Callable[[Job], nn.Module]:
 
     def way(job: Job) -> nn.Module:
         net = job.calibrated(job.fixed(job.traced(), observe=kind))
-        return train(net, job.data, LATER, RATE, job.seed, linger.param_groups(net, lr=RATE))
+        groups, stops = linger.param_groups(net, lr=RATE), linger.Schedule(epochs=LATER)
+        return train(net, job.data, LATER, RATE, job.seed, groups, stops)
 
     return way
 
