@@ -181,11 +181,12 @@ def init(
 
 
 def _learn(net: nn.Module, kind: str) -> None:
-    """Make the ranges of layers parameters, and those of sites that are made later."""
+    """Make the ranges of layers parameters, and those of sites that are made later; not of layers that are only read."""
+    read = {child for m in net.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
     for module in net.modules() if kind else ():
-        if isinstance(module, IntModule):
+        if isinstance(module, IntModule) and module not in read:
             module.learn(kind)
-        elif "_linger_off" in module.__dict__:
+        if "_linger_off" in module.__dict__:
             module._linger_learn = kind  # type: ignore[assignment]
 
 

@@ -43,7 +43,8 @@ def search(
     Args:
         net: a calibrated fixed-point net.
         loader: an iterable of batches.
-        budget: bytes, or a text such as "96 kB" (1,000 bytes each) or "96 KiB" (1,024), for weights and 4-byte biases.
+        budget: bytes, or a text such as "96 kB" (1,000 bytes each) or "96 KiB" (1,024), for weights and 4-byte biases of
+            layers; weights that a forward only reads, as those of attention, are not counted and keep their width.
         metric: ``metric(output, batch)``, smaller is better; what counts by default is the noise at the net's outputs.
         bits: the widths to choose from.
         target: a chip; only widths that it can run are chosen.
@@ -61,14 +62,16 @@ def search(
     with during("search"):
         net, limit = plain(net), size_of(budget)
         widths = _widths(bits, target)
-        chosen_from = {n: m for n, m in measurable(net).items() if m.weighted and list(m.parameters())}
+        bench = Bench(net, taken(kept(loader, batches), net, batches), forward, metric)
+        chosen_from = {
+            n: m for n, m in measurable(net).items() if m.weighted and list(m.parameters()) and m in bench.called
+        }
         sizes = {name: [bytes_of(m, b) for b in widths] for name, m in chosen_from.items()}
         least = sum(min(s) for s in sizes.values())
         if least > limit:
             raise LingerError(
                 f"the budget is {limit:,} bytes, {widths[0]}-bit weights and the biases take {least:,}; allow that much"
             )
-        bench = Bench(net, taken(kept(loader, batches), net, batches), forward, metric)
         costs = _costs(bench, chosen_from, widths, progress)
     picks = knapsack(sizes, costs, limit)
     used = sum(sizes[name][i] for name, i in picks.items())

@@ -69,7 +69,8 @@ class Bench:
         self.net, self.forward, self.metric = net, forward, metric
         self.batches = list(loader)
         self.wanted: list[list[Tensor]] = []
-        with self._eval(), in_float(net):
+        self.called: set[nn.Module] = set()
+        with self._eval(), in_float(net), self._noting():
             outs = [forward(net, batch) for batch in self.batches]
             self.wanted = [[t.double() for t in tensors_of(out) if t.is_floating_point()] for out in outs]
             self.base = self._mean(outs)
@@ -80,6 +81,16 @@ class Bench:
         with modes_kept(self.net), torch.no_grad():
             self.net.eval()
             yield
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Note the layers that are called; of some, as in attention, only the weights are read."""
+        handles = [m.register_forward_hook(lambda m, *_: self.called.add(m)) for m in self.net.modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _mean(self, outs: list[Any]) -> float:
         if self.metric is None:
@@ -138,7 +149,8 @@ def sensitivity(
         )
         rows = []
         with bar(progress) as shown:
-            for name, module in shown.track(names.items(), description="sensitivity"):
+            called = {name: m for name, m in names.items() if m in bench.called}
+            for name, module in shown.track(called.items(), description="sensitivity"):
                 rows.append(_row(name, module, *bench.loss([module])))
     rows.sort(key=lambda r: r.noise if r.increase is None else r.increase, reverse=True)
     return Sensitivity((whole, *rows))

@@ -252,6 +252,22 @@ def test_compiled_in_one_graph(observe: str) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+def test_attention_reads_a_layers_weight_without_calling_it() -> None:
+    """Such a layer has no range of its own to learn, to measure or to search for."""
+    net = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 5, 8)
+    linger.trace_layers(net, net, x)
+    linger.calibrate(linger.init(net, observe="learned"), [x], progress=False)
+    linger.param_groups(net)
+    net.train()(x).pow(2).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    assert len(learned(net)) > 8
+    rows = linger.sensitivity(net, [x], progress=False).rows
+    assert {r.layer for r in rows} == {"all layers", "linear1", "linear2", "norm1", "norm2"}
+    assert "self_attn.out_proj" not in linger.search(net, [x], 10_000, progress=False).layers
+
+
 def test_keys_of_other_nets_do_not_change() -> None:
     assert [k for k in fixed("running").state_dict() if "log2_" in k or "step_" in k] == []
 
