@@ -196,11 +196,13 @@ def ranges(net: nn.Module) -> dict[Key, Tensor]:
 def ranges_kept_on_error(net: nn.Module) -> Iterator[None]:
     """All ranges as they were, if something is raised inside."""
     before = {key: t.clone() for key, t in ranges(net).items()}
+    warm = {m: m.warm() for m, _ in before}
     try:
         yield
     except BaseException:
         for (module, name), value in before.items():
             module.running(name).copy_(value)
+            module.set_warm(warm[module])
             module.forget()
         raise
 
@@ -211,8 +213,9 @@ def _prepare(net: nn.Module, batch: Any, forward: Forward) -> None:
     with modes_kept(net), dry():
         net.eval()
         forward(net, batch)
-    for running in ranges(net).values():
+    for (module, _), running in ranges(net).items():
         running.zero_()
+        module.set_warm(module.warm() & {"w"})
 
 
 @contextmanager

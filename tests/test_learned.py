@@ -159,6 +159,21 @@ def test_training_forward_equals_eval(observe: str) -> None:
     assert torch.equal(net(X).detach(), train)
 
 
+def test_a_second_calibration_starts_anew_and_a_failed_one_changes_nothing() -> None:
+    net, want = fixed(), learned(fixed())
+    linger.calibrate(net, [X * 100], progress=False)
+    loud = learned(net)
+    assert loud["conv.log2_o"] > want["conv.log2_o"] + 5
+    with pytest.raises(linger.LingerError, match="is nan"):
+        linger.calibrate(net, [X, X * torch.nan], progress=False)
+    assert learned(net) == loud
+    net.bn.momentum = 0.0
+    net.train()(X)
+    assert learned(net) == loud
+    linger.calibrate(net, [X], progress=False)
+    assert learned(net) == want
+
+
 def test_without_calibration_the_first_batch_is_the_start() -> None:
     net, plain = fixed(calibrated=False), fixed("running", calibrated=False)
     with pytest.raises(linger.LingerError, match="param_groups: conv: the learned range 'o' has no value yet"):

@@ -136,6 +136,13 @@ class Learned(nn.Module):
             return learned.exp2()
         return learned.clamp_min(LEAST_STEP) * levels(self.bits_of(name))
 
+    def warm(self) -> frozenset[str]:
+        """The learned ranges that have a value."""
+        return frozenset(self.__dict__.get("_warm", ()))
+
+    def set_warm(self, names: Iterable[str]) -> None:
+        self.__dict__["_warm"] = set(names)
+
     def is_warm(self, name: str) -> bool:
         return name in self.__dict__.get("_warm", ())
 
