@@ -91,7 +91,8 @@ def calibrate(
 
     Raises:
         LingerError: the net has no fixed-point layer, the loader has no batch, a method does not exist, a pattern fits no
-            layer, or a range is not finite. The ranges are then as they were before.
+            layer, or a range is not finite. The ranges are then as they were before, weights and biases as before any
+            calibration.
     """
     require_net("calibrate", net)
     with during("calibrate"):
@@ -194,7 +195,7 @@ def ranges(net: nn.Module) -> dict[Key, Tensor]:
 
 @contextmanager
 def ranges_kept_on_error(net: nn.Module) -> Iterator[None]:
-    """All ranges as they were, if something is raised inside."""
+    """All ranges as they were, and parameters as before any calibration, if something is raised inside."""
     before = {key: t.clone() for key, t in ranges(net).items()}
     warm = {m: m.warm() for m, _ in before}
     try:
@@ -204,6 +205,7 @@ def ranges_kept_on_error(net: nn.Module) -> Iterator[None]:
             module.running(name).copy_(value)
             module.set_warm(warm[module])
             module.forget()
+        refine.undo(net)
         raise
 
 

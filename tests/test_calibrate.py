@@ -210,6 +210,16 @@ def test_an_error_leaves_the_ranges_alone() -> None:
     assert not any(m.training for m in net.modules() if isinstance(m, IntModule))
 
 
+def test_an_error_leaves_the_weights_alone() -> None:
+    net = fixed(parameter_bits=4)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(linger.LingerError, match="is nan"):
+        linger.calibrate(net, [torch.full((1, 3, 8, 8), torch.nan)], progress=False)
+    assert all(map(torch.equal, before, net.parameters()))
+    linger.calibrate(net, batches(), progress=False)
+    assert not all(map(torch.equal, before, net.parameters()))
+
+
 # --- more than one process
 
 
