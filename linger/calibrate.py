@@ -83,7 +83,7 @@ def calibrate(
         equalize: bring the ranges of channels together across layers; the float function stays the same to the bit.
         correct_bias: add to every bias what the layer's outputs lose on average by the clipping and rounding of its
             weights; for a net that was not trained in fixed point.
-        hold: whether the ranges stay as they are in the training that may follow.
+        hold: whether the ranges stay as they are in the training that may follow (until ``linger.hold_ranges(net, False)``).
         progress: show a progress bar.
 
     Returns:
