@@ -2,6 +2,8 @@
 
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
+from linger.accumulators import limit_accumulators
+from linger.calibrate import calibrate
 from linger.check import check
 from linger.convert import (
     DefaultQuantIntXOP,
@@ -60,6 +62,9 @@ from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
 from linger.retarget import retarget
+from linger.schedule import Schedule, freeze_batchnorm, freeze_thresholds, hold_ranges
+from linger.search import search
+from linger.sensitivity import sensitivity
 from linger.settings import (
     PlatFormQuant,
     QuantMode,
@@ -80,6 +85,7 @@ from linger.settings import (
     SetPlatFormQuant,
     config,
 )
+from linger.training import param_groups
 from linger.verify import verify
 
 BatchNormInt = BatchNorm2dInt
@@ -133,6 +139,7 @@ __all__ = [
     "RMSNormInt",
     "ReLU6Int",
     "ScaledRoundLayer",
+    "Schedule",
     "SetBnMomentumUpdate",
     "SetFunctionBmmQuant",
     "SetFunctionChannelShuffleQuant",
@@ -149,12 +156,16 @@ __all__ = [
     "SetIQTensorVar",
     "SetPlatFormQuant",
     "__version__",
+    "calibrate",
     "channel_shuffle",
     "check",
     "config",
     "disable_normalize",
     "disable_quant",
     "fit",
+    "freeze_batchnorm",
+    "freeze_thresholds",
+    "hold_ranges",
     "init",
     "iqAddLayer",
     "iqCatLayer",
@@ -166,14 +177,18 @@ __all__ = [
     "iqSumLayer",
     "iqTanhLayer",
     "iqVarLayer",
+    "limit_accumulators",
     "normalize_layers",
     "normalize_module",
     "onnx",
+    "param_groups",
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",
     "retarget",
     "runtime",
+    "search",
+    "sensitivity",
     "settings",
     "trace_layers",
     "verify",

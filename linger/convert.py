@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from linger.ops._base import check_bits, dry, twin
 from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
+from linger.recipe import Recipe, assigned, recipe_of
 from linger.route import route
 from linger.settings import QuantMode, config
 from linger.sites import children, make_site
@@ -28,6 +29,7 @@ from linger.swap import Step, Types, device_of, freeze, named, require_net, swap
 from linger.targets import target as find_target
 from linger.trace import is_leaf
 
+LEARNED = {"running": "", "learned": "tqt", "lsq": "lsq"}
 QUANTIZABLE = (*BY_FLOAT, *FUSED.values())
 ALWAYS_QUANTIZED = (
     nn.ReLU6, NonDynamicallyQuantizableLinear, *FUSED.values(),
@@ -124,6 +126,8 @@ def init(
     hidden_bits: int | None = None,
     target: str | os.PathLike[str] | None = None,
     limits: bool = True,
+    recipe: Any = None,
+    observe: str = "running",
 ) -> nn.Module:
     """Swap layers for their fixed-point twins, in place, keeping parameters (conv + bn are folded), and route functional calls.
 
@@ -137,12 +141,17 @@ def init(
         hidden_bits: width of the hidden state of recurrent layers, which is their output, 8 or 16; None for ``out_bits``.
         target: a chip, or the path of a .toml file; widths and layers that it cannot run are refused, all at once.
         limits: False to convert layers that ``target`` cannot run; its arithmetic is followed all the same.
+        observe: "running", ranges follow the maximum in training; "learned" or "lsq", ranges of weights and of the outputs of layers,
+            sums and products are parameters that the optimizer moves (see ``linger.param_groups``).
+        recipe: widths of single layers by patterns of their names: the path of a TOML file, a mapping of patterns to settings,
+            or what ``search`` returns (see ``linger.recipe``). They go before the widths above and those of ``quant_module``.
 
     Returns:
         ``net`` (its twin where ``net`` itself is such a layer).
 
     Raises:
-        LingerError: a type has no twin, a width is not supported, or a layer was converted before.
+        LingerError: a type has no twin, a width is not supported, a layer was converted before, or a pattern of
+            the recipe fits none.
     """
     require_net("init", net)
     types = types_of("init", quant_modules, QUANTIZABLE)
@@ -153,8 +162,12 @@ def init(
         if target is not None:
             _check_target(chip, bits)
         _check_mode(mode)
+        if observe not in LEARNED:
+            raise LingerError(f"observe is {observe!r}, allowed are {', '.join(LEARNED)}; choose one of them")
         names = named(net)
         _refuse_second(net, names, types, bits)
+        if recipe is not None:
+            _follow_recipe(recipe_of(recipe), names, types, bits, None if target is None else chip)
         device = device_of(net)
         steps, left, floats = _plan(names, types, bits | _hidden(hidden_bits), device)
         sample = net.__dict__.pop("_linger_sample", None)
@@ -171,12 +184,39 @@ def init(
             net._linger_routed = True  # type: ignore[assignment]
         else:
             net.chip = chip.name
+        _learn(net, LEARNED[observe])
         if sample is not None:
             _make_sites(net, sample, device)
     if left:
         listed = ", ".join(f"{name or 'the net'} ({what})" for name, what in left)
         warnings.warn(f"init: left in float: {listed}; disable_quant silences this", LingerWarning, stacklevel=2)
     return net
+
+
+def _learn(net: nn.Module, kind: str) -> None:
+    """Make the ranges of layers parameters, and those of sites that are made later; not of layers that are only read."""
+    read = {child for m in net.modules() if isinstance(m, nn.MultiheadAttention) for child in m.children()}
+    for module in net.modules() if kind else ():
+        if isinstance(module, IntModule) and module not in read:
+            module.learn(kind)
+        if "_linger_off" in module.__dict__:
+            module._linger_learn = kind  # type: ignore[assignment]
+
+
+def _follow_recipe(
+    recipe: Recipe, names: Mapping[nn.Module, str], types: set[type[nn.Module]], bits: dict[str, int], chip: Any
+) -> None:
+    """Give every layer that the recipe names its widths, after all of it has been checked."""
+    convertible = {name: m for m, name in names.items() if type(m) in types or type(m) in ALWAYS_QUANTIZED}
+    given = assigned(recipe, convertible)
+    for name, settings in given.items() if chip is not None else ():
+        with during(f"recipe: {name}"):
+            _check_target(chip, bits | {k: v for k, v in settings.items() if k in bits})
+    for name, settings in given.items():
+        module = convertible[name]
+        before = module.__dict__.get("_linger_quant") or bits
+        own = before | {k: v for k, v in settings.items() if k in bits}
+        module._linger_quant = own if settings.get("quant", True) else False  # type: ignore[assignment]
 
 
 def _plan(

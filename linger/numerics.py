@@ -101,6 +101,17 @@ def scale_from_weight(weight: Tensor, bits: int) -> Tensor:
     return torch.where(peak == 0, torch.full_like(scale, 2.0**bits), scale) + (peak - peak)
 
 
+FINER = 4  # how many times a weight's scale is doubled in the search for the best
+
+
+def best_weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """The power of two of least sum (w - q(w))^2, from the scale at which nothing saturates to 2^``FINER`` of it."""
+    coarsest = scale_from_weight(weight, bits)
+    scales = [coarsest * 2.0**n for n in range(FINER + 1)]
+    errors = torch.stack([(fake_quant(weight, s, bits) - weight).double().pow(2).sum() for s in scales])
+    return torch.stack(scales)[errors.argmin()]
+
+
 def scalar_scale(value: float, bits: int = 8) -> float:
     """``scale_from_weight`` of one Python number.
 
@@ -120,7 +131,7 @@ def scalar_scale(value: float, bits: int = 8) -> float:
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values
 
 
-def _rounded(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+def rounded(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
     """floor(x * scale + 1/2), a new tensor: half a step is added to x, which rounds alike and saves a pass."""
     return torch.add(x, step, alpha=0.5).mul_(scale).floor_()
 
@@ -145,7 +156,7 @@ class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None) -> Tensor:
         step = scale.reciprocal()
-        v = _rounded(x.double() if bits > 16 else x, scale, step)
+        v = rounded(x.double() if bits > 16 else x, scale, step)
         q = v.clamp(-levels(bits) - 1, highest(bits))
         outside = saturated(v, q)
         if bound is not None:
@@ -171,7 +182,7 @@ def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) 
     if x.requires_grad and torch.is_grad_enabled():
         return _FakeQuant.apply(x, scale, bits, bound)  # type: ignore[no-any-return]
     step = scale.reciprocal()
-    v = _rounded(x.double() if bits > 16 else x, scale, step)
+    v = rounded(x.double() if bits > 16 else x, scale, step)
     return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+from typing import Any, Protocol
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,6 +13,26 @@ from linger.errors import LingerError
 from linger.numerics import NOTHING
 
 MOMENTUM = 0.1
+
+
+class Watcher(Protocol):
+    """What calibration puts in the place of the running maximum while batches go through the net."""
+
+    def follow(self, running: Tensor, value: Tensor) -> None:
+        """Let a range take notice of a peak, in place."""
+
+    def see(self, module: Any, name: str, x: Tensor, ahead_relu: bool, bound: float | None) -> None:
+        """Look at a tensor that is to be quantized to the range ``name`` of ``module``."""
+
+
+WATCHER: ContextVar[Watcher | None] = ContextVar("WATCHER", default=None)
+
+
+def watcher() -> Watcher | None:
+    """The calibration that runs, if one does; none inside of a compiled net."""
+    return None if torch.compiler.is_compiling() else WATCHER.get()
+
+
 EMPTY = -1.0  # the peak of a tensor without elements: below every other, and never followed
 
 
@@ -54,6 +77,10 @@ def update(running: Tensor, value: Tensor, name: str) -> None:
             f"the range of {name} is {value.item()}, allowed are finite values; "
             "lower the learning rate or look for NaN in the data"
         )
+    watching = watcher()
+    if watching is not None:
+        watching.follow(running, value)
+        return
     seen = value.clamp_min(NOTHING)
     followed = torch.where(running <= NOTHING, seen, torch.lerp(running, seen, MOMENTUM))
     running.copy_(torch.where(value < 0, running, followed))

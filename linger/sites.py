@@ -46,6 +46,8 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
     for key, bits in owner.__dict__.get("_linger_bits", {}).items():
         if made.weighted or key == "parameter_bits":
             setattr(made, key, bits)
+    if owner.__dict__.get("_linger_learn"):
+        made.learn(owner.__dict__["_linger_learn"])  # type: ignore[operator]
     made.train(owner.training)
     made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
     children(owner)[name] = made

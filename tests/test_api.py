@@ -30,12 +30,13 @@ LingerWarning NormalizeBatchNorm1d NormalizeBatchNorm2d NormalizeConv1d Normaliz
 NormalizeConvBN2d NormalizeConvTranspose1d NormalizeConvTranspose2d NormalizeConvTransposeBN1d
 NormalizeConvTransposeBN2d NormalizeEmbedding NormalizeGroupNorm NormalizeInstanceNorm1d NormalizeInstanceNorm2d
 NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU NormalizeRMSNorm PReLUInt PlatFormQuant
-QuantMode RMSNormInt ReLU6Int ScaledRoundLayer SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
+QuantMode RMSNormInt ReLU6Int ScaledRoundLayer Schedule SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
-SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ channel_shuffle check config
-disable_normalize disable_quant fit init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
-iqSubLayer iqSumLayer iqTanhLayer iqVarLayer normalize_layers normalize_module onnx quant_module quant_module_by_type
-quant_tensor retarget runtime settings trace_layers verify
+SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate
+channel_shuffle check config disable_normalize disable_quant fit freeze_batchnorm freeze_thresholds hold_ranges
+init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer iqSubLayer iqSumLayer iqTanhLayer
+iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
+quant_tensor retarget runtime search sensitivity settings trace_layers verify
 """
 NAMES = LISTED.split()
 
@@ -56,10 +57,19 @@ SIGNATURES = {
     "parameter_bits=8, out_bits=None, hidden_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, hidden_bits=None, target=None, limits=True",
+    "out_bits=8, hidden_bits=None, target=None, limits=True, recipe=None, observe='running'",
     "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
     "fit": "net, target, *args, quiet=False",
     "retarget": "net, source, target, *args, quiet=False",
+    "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, weights='mse', "
+    "batchnorm=False, equalize=False, correct_bias=True, hold=True, progress=True",
+    "sensitivity": "net, loader, *, metric=None, batches=None, forward=<feed>, progress=True",
+    "search": "net, loader, budget, *, metric=None, bits=(4, 8, 16), target=None, batches=None, forward=<feed>, progress=True",
+    "param_groups": "net, *, threshold_lr=0.01, **options",
+    "hold_ranges": "net, on=True",
+    "freeze_batchnorm": "net",
+    "freeze_thresholds": "net, on=True",
+    "limit_accumulators": "net, width",
     "verify": "net, path, inputs, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
@@ -80,6 +90,8 @@ def written(p: inspect.Parameter) -> str:
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(p.kind, "")
     if p.default is inspect.Parameter.empty:
         return stars + p.name
+    if inspect.isfunction(p.default):
+        return f"{p.name}=<{p.default.__name__}>"
     named = [n for n in ("DefaultQuantIntXOP", "DefaultNormalizeIntXModule") if p.default is getattr(linger, n)]
     return f"{p.name}={named[0] if named else p.default if hasattr(p.default, 'value') else repr(p.default)}"
 

@@ -106,6 +106,7 @@ class IntModule(Stored):
     raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that enter as they are, without a grid
     several: ClassVar[bool] = False  # whether forward returns several tensors
     chip: str = "venus"
+    still: bool = False  # ranges stay as they are, in training too
     data_bits: int
     parameter_bits: int
     out_bits: int
@@ -199,7 +200,7 @@ class IntModule(Stored):
 
     def observe(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
         """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
-        if self.training:
+        if self.following(name):
             with torch.no_grad():
                 self.follow(name, observe.peak(x, ahead_relu, bound))
         else:
@@ -210,10 +211,27 @@ class IntModule(Stored):
         """Let ``running_<name>`` stand for the scale that a weight has: of a parameter as operand, nothing saturates."""
         self.running(name).copy_(levels(min(bits, WIDEST - 1)) / scale_from_weight(x, bits))
 
+    def following(self, name: str) -> bool:
+        """Whether this forward has to look at data for a range: in training, where it is neither held nor learned."""
+        if not self.training:
+            return False
+        if self.is_warm(name) and observe.watcher() is None:
+            self.take_learned()
+            return False
+        return not self.still
+
+    def watch(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
+        """Show a tensor that is to be quantized to the range ``name`` to a calibration that runs."""
+        watcher = observe.watcher()
+        if watcher is not None:
+            watcher.see(self, name, x, ahead_relu, bound)
+
     def follow(self, name: str, peak: Tensor) -> None:
-        """Let ``running_<name>`` follow a peak, unless the batch was seen before."""
-        if not recomputing():
+        """Let ``running_<name>`` follow a peak, unless the ranges are held or the batch was seen before."""
+        if not (self.still or recomputing()):
             observe.update(self.running(name), peak, f"running_{name}")
+            if self.learned(name) is not None and observe.watcher() is None:
+                self.start_from(name, self.scale(name, self.bits_of(name)))
 
     def require_range(self, name: str) -> None:
         """Raise unless ``running_<name>`` has seen a finite batch; asked once after every ``train()`` and load."""
@@ -246,13 +264,15 @@ class IntModule(Stored):
         grid = grid_of(x)
         if grid is None:
             held, x = constant_of(x) is not None, x.float()
-            if held and self.training:
+            if held and (self.training or observe.watcher() is not None):
                 self.hold(name, x, min(bits, WIDEST))
             else:
+                self.watch(name, x)
                 self.observe(name, x)
             scale = self.scale(name, bits)
             return fake_quant(x, scale, min(bits, WIDEST)), scale
         if grid.bits > bits:
+            self.watch(name, x)
             self.observe(name, x)
             scale = torch.minimum(self.scale(name, bits), grid.scale)
             return fake_quant(x, scale, bits), scale
@@ -281,9 +301,11 @@ class IntModule(Stored):
 
     def leave(self, y: Tensor, finest: Tensor) -> Tensor:
         """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
+        self.watch("o", y, self.ahead_relu, self.normalize_data)
         self.observe("o", y, self.ahead_relu, self.normalize_data)
-        scale = torch.minimum(self.scale("o", self.out_bits), finest)
-        out = fake_quant(y, scale, self.out_bits, self.normalize_data).float()
+        own = self.scale("o", self.out_bits)
+        scale = torch.minimum(own, finest)
+        out = self.snapped(y, "o", scale, own, self.out_bits, self.normalize_data).float()
         return set_grid(out, Grid(scale, self.out_bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
@@ -304,6 +326,7 @@ class IntModule(Stored):
 
     def train(self, mode: bool = True) -> Any:
         self.forget()
+        self.take_learned()
         return super().train(mode)
 
     def derived(self) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ class NormModule(IntModule):
     """A twin or a site. ``op_type`` is the node's."""
 
     op_type: ClassVar[str]
+    learns = ("o",)
 
     def gamma_bits(self) -> int:
         """Width of the stored weight: what was asked for, at least what the chip's node reads."""

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from linger.ops._learned import NAMES, Learned
 
 UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
 
@@ -16,7 +18,12 @@ def is_range(name: str) -> bool:
     return name.startswith("running_") and name not in ("running_mean", "running_var")
 
 
-class Stored(nn.Module):
+def is_learned(name: str) -> bool:
+    """Whether a parameter is a learned range, which a checkpoint may lack."""
+    return name.startswith(NAMES)
+
+
+class Stored(Learned):
     """Saves what follows from the ranges beside them, and loads every stage's and upstream's own checkpoints."""
 
     def derived(self) -> dict[str, Tensor]:
@@ -36,17 +43,23 @@ class Stored(nn.Module):
         self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
     ) -> None:
         own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        self.take_names(own)
         for name, value in own.items():
             if name in self._buffers and is_range(name) and isinstance(value, Tensor):
                 state_dict[prefix + name] = value.float()
-            elif name not in self._buffers and (name in UPSTREAM_ONLY or name.startswith(("running_", "scale_"))):
+            elif (
+                name not in self._buffers
+                and name not in self._parameters
+                and (name in UPSTREAM_ONLY or name.startswith(("running_", "scale_", *NAMES)))
+            ):
                 del state_dict[prefix + name]
             elif name in self._parameters and isinstance(value, Tensor) and not value.is_floating_point():
                 self._take_integers(state_dict, prefix, name, own, errors)
         new: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, meta, strict, new, unexpected, errors)
-        missing += [key for key in new if not is_range(key[len(prefix) :])]
+        missing += [key for key in new if not is_range(key[len(prefix) :]) and not is_learned(key[len(prefix) :])]
         self.forget()
+        self.loaded({name for name in self.learned_names() if own.keys() & {p + name for p in NAMES}})
 
     def _take_integers(
         self, state_dict: Any, prefix: str, name: str, own: Mapping[str, Tensor], errors: list[str]

@@ -165,7 +165,7 @@ class UnarySite(Site):
             return exact.new_full((), 2.0 ** (bits - function.fixed))
         if self.training:
             size = torch.nan_to_num(exact, posinf=0, neginf=0).float()
-            observe.update(self.running("o"), observe.peak(_reached(function, q, k, size)), "running_o")
+            self.follow("o", observe.peak(_reached(function, q, k, size)))
         else:
             self.require_range("o")
         return self.scale("o", bits).double()

@@ -26,6 +26,7 @@ from linger.numerics import (
     quantize,
     reach,
     saturate,
+    scale_from_running,
     scale_from_weight,
     shift_round,
 )
@@ -76,7 +77,11 @@ class WeightedSum(IntModule):
         limit = self.bias_limit(product, weight)
         weight = bound_parameter(weight.float(), self.normalize_weight)
         bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
-        return on_grids(weight, bias, s_x, self.parameter_bits, limit)
+        bits, learned = self.parameter_bits, self.learned("w") is not None
+        own = scale_from_running(self.range_of("w"), bits) if learned else scale_from_weight(weight, bits)
+        s_w = own if bias is None else room_for_bias(own, s_x, bias, limit)
+        bias = None if bias is None else fake_quant(bias, s_x * s_w, 32)
+        return self.snapped(weight, "w", s_w, own, bits), bias, s_w
 
     def weighted_sum(self, product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
@@ -156,6 +161,7 @@ class WeightedSum(IntModule):
 class WeightedInt(WeightedSum):
     """Fixed-point twin of a layer with ``weight`` and ``bias``; the subclass says how to multiply."""
 
+    learns = ("o", "w")
     weight: Tensor
     bias: Tensor | None
 
@@ -200,6 +206,7 @@ class WeightedSite(WeightedSum, Site):
 
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    learns = ("o",)
 
     @classmethod
     def takes(cls, x: Any, weight: Any = None, bias: Any = None, **call: Any) -> bool:

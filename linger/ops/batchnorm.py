@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from linger import observe
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
@@ -32,11 +33,12 @@ from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, r
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance: of the batch in training (the running ones follow), else the running ones."""
-    if not (m.training or m.running_mean is None):
+    training = m.training and observe.watcher() is None
+    if not (training or m.running_mean is None):
         return m.running_mean, m.running_var
     dims = [d for d in range(x.dim()) if d != 1]
     var, mean = torch.var_mean(x, dims, correction=0)
-    if m.training and m.track_running_stats and not recomputing():
+    if training and m.track_running_stats and not recomputing():
         _follow(m, *_over_ranks(mean.detach(), var.detach()) if isinstance(m, IntModule) else (mean, var))
     return mean, var
 
@@ -72,6 +74,7 @@ def _channels(v: Tensor, x: Tensor) -> Tensor:
 
 class _BatchNormInt(IntModule):
     weighted = True
+    learns = ("o",)
     op_type = "BatchNorm2dInt"
 
     @classmethod

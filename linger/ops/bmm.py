@@ -42,6 +42,7 @@ class BmmSite(Site):
     """``torch.bmm`` and every call that comes down to it"""
 
     op_type = "BmmInt"
+    learns = ("o",)
     parameter_names = ("left", "right")
 
     def operand_bits(self, bits: Sequence[int]) -> int:

@@ -32,8 +32,10 @@ class CatSite(Site):
     def forward(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         self.out_bits = bits = self.width(*tensors)
         entered = [self.operand(t, f"x{i}", bits) for i, t in enumerate(tensors)]
-        if self.training:
+        if self.following("o"):
             with torch.no_grad():
+                for x, _ in entered:
+                    self.watch("o", x)
                 peaks = torch.stack([observe.peak(x) for x, _ in entered])
                 self.follow("o", peaks.amax())
         scale = torch.minimum(self.scale("o", bits), torch.stack([s for _, s in entered]).amin())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from linger import observe
-from linger.numerics import WIDEST, Grid, exponent, fake_quant, saturate, set_grid, shift_round
+from linger.numerics import WIDEST, Grid, exponent, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -29,6 +29,7 @@ NUMBER = 8  # bits of a Python number
 
 class _SumSite(Site):
     wide_numbers = True  # the sum is no finer than an operand
+    learns = ("o",)
     sign = 1
 
     def forward(self, x: Any, y: Any) -> Tensor:
@@ -36,16 +37,21 @@ class _SumSite(Site):
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         self.out_bits = bits
-        if self.training:
+        if self.following("o"):
             with torch.no_grad():
-                result = observe.peak(x + y if self.sign > 0 else x - y)
+                total = x + y if self.sign > 0 else x - y
+                for seen in (x, y, total):
+                    self.watch("o", seen)
+                result = observe.peak(total)
                 peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
                 peak = torch.where(result < 0, result, peak)  # an empty batch plus a number is empty
                 self.follow("o", peak)
         finest = torch.minimum(s_x, s_y)
-        scale = torch.minimum(self.scale("o", bits), finest if bits < 32 else finest / 2)
-        x, y = fake_quant(x, scale, bits), fake_quant(y, scale, bits)
-        return set_grid(fake_quant(x + y if self.sign > 0 else x - y, scale, bits), Grid(scale, bits))
+        own = self.scale("o", bits)
+        scale = torch.minimum(own, finest if bits < 32 else finest / 2)
+        x, y = self.snapped(x, "o", scale, own, bits), self.snapped(y, "o", scale, own, bits)
+        total = x + y if self.sign > 0 else x - y
+        return set_grid(self.snapped(total, "o", scale, own, bits), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return binary_nodes(self.op_type, operands, out, call, wide_numbers=True)
@@ -68,6 +74,7 @@ class MulSite(Site):
     """``x * y``"""
 
     op_type = "iqMul"
+    learns = ("o",)
 
     def forward(self, x: Any, y: Any) -> Tensor:
         self.out_bits = bits = self.width(x, y)

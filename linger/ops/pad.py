@@ -53,7 +53,7 @@ class PadSite(Site):
             with torch.no_grad():
                 peak = observe.peak(x)
                 fill = fill_peak(peak.new_full((), value, dtype=torch.float64))
-                observe.update(self.running("o"), torch.maximum(peak, fill), "running_o")
+                self.follow("o", torch.maximum(peak, fill))
         else:
             self.require_range("o")
         scale = torch.minimum(self.scale("o", bits), s_x)

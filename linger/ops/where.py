@@ -78,7 +78,7 @@ class PickSite(Site):
             self.register_buffer(f"running_{name}", torch.zeros((), device=x.device))
         if self.training:
             with torch.no_grad():
-                observe.update(self.running(name), observe.peak(fill_peak(x)), f"running_{name}")
+                self.follow(name, observe.peak(fill_peak(x)))
         else:
             self.require_range(name)
         scale = self.scale(name, bits)
@@ -95,7 +95,7 @@ class PickSite(Site):
             with torch.no_grad():
                 peaks = [observe.peak(x) for x, _ in entered.values()]
                 peaks += [fill_peak(peaks[0].new_full((), v, dtype=torch.float64)) for v in numbers.values()]
-                observe.update(self.running("o"), torch.stack(peaks).amax(), "running_o")
+                self.follow("o", torch.stack(peaks).amax())
         else:
             self.require_range("o")
         scale = torch.stack([self.scale("o", bits), *(s for _, s in entered.values())]).amin()

@@ -1,0 +1,1 @@
+"""What fixed point costs on real data: float against every way of quantizing, one table."""
