@@ -4,6 +4,7 @@ from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
 from linger.accumulators import limit_accumulators
 from linger.calibrate import calibrate
+from linger.check import check
 from linger.convert import (
     DefaultQuantIntXOP,
     disable_quant,
@@ -13,6 +14,7 @@ from linger.convert import (
     quant_tensor,
 )
 from linger.errors import LingerError, LingerWarning
+from linger.fit import fit
 from linger.fuse import trace_layers
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.activations import SigmoidSite as iqSigmoidLayer
@@ -59,6 +61,7 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.retarget import retarget
 from linger.schedule import Schedule, freeze_batchnorm, freeze_thresholds, hold_ranges
 from linger.search import search
 from linger.sensitivity import sensitivity
@@ -155,9 +158,11 @@ __all__ = [
     "__version__",
     "calibrate",
     "channel_shuffle",
+    "check",
     "config",
     "disable_normalize",
     "disable_quant",
+    "fit",
     "freeze_batchnorm",
     "freeze_thresholds",
     "hold_ranges",
@@ -180,6 +185,7 @@ __all__ = [
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",
+    "retarget",
     "runtime",
     "search",
     "sensitivity",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from linger.numerics import grid_of
 from linger.selects import SELECTS, selects
@@ -130,9 +132,31 @@ def cast_to(func: Call, args: Any, kwargs: Mapping[str, Any]) -> torch.dtype | N
     return None
 
 
+PACK, UNPACK = torch._pack_padded_sequence, torch._pad_packed_sequence
+
+
+def asked_length(total: int | None) -> int | None:
+    """``total_length`` of the ``pad_packed_sequence`` that runs now, which calls ``UNPACK`` with a number in any case."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is pad_packed_sequence.__code__:
+            asked: int | None = frame.f_locals["total_length"]
+            return asked
+        frame = frame.f_back  # type: ignore[assignment]
+    return total
+
+
 def keeps_grid(func: Call, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether the result is on the first operand's grid: values only move, or zeros join them."""
-    if func in PASS or func in PASS_INPLACE or _pads_zero(func, args, kwargs) or selects(func, args, kwargs):
+    if func is UNPACK:
+        return not args[3]
+    if (
+        func in PASS
+        or func in PASS_INPLACE
+        or func is PACK
+        or _pads_zero(func, args, kwargs)
+        or selects(func, args, kwargs)
+    ):
         return True
     return (func in DROPOUTS or func in ALPHA_DROPOUTS) and not dropout_rate(args, kwargs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,14 +15,16 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
+from linger.limits import refuse_layers
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
+from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.recipe import Recipe, assigned, recipe_of
 from linger.route import route
 from linger.settings import QuantMode, config
-from linger.sites import make_site
+from linger.sites import children, make_site
 from linger.swap import Step, Types, device_of, freeze, named, require_net, swap, types_of
 from linger.targets import target as find_target
 from linger.trace import is_leaf
@@ -57,6 +61,7 @@ def quant_module(
     data_bits: int = 8,
     parameter_bits: int = 8,
     out_bits: int | None = None,
+    hidden_bits: int | None = None,
 ) -> None:
     """Give the layers of ``module`` (itself included) of these types their own widths for ``init``.
 
@@ -67,6 +72,7 @@ def quant_module(
         data_bits: width of the input, 8, 16 or 32.
         parameter_bits: width of the weights, 4, 8 or 16.
         out_bits: width of the output, 8, 16 or 32; None for ``data_bits``.
+        hidden_bits: width of the hidden state of a recurrent layer, which is its output, 8 or 16; None for ``out_bits``.
     """
     require_net("quant_module", module)
     types = types_of("quant_module", type_modules, QUANTIZABLE)
@@ -74,9 +80,10 @@ def quant_module(
     with during("quant_module"):
         check_bits(**bits)
         _check_mode(mode)
+        hidden = _hidden(hidden_bits)
     for m in module.modules():
         if type(m) in types:
-            m._linger_quant = bits  # type: ignore[assignment]
+            m._linger_quant = bits | hidden  # type: ignore[assignment]
 
 
 quant_module_by_type = quant_module
@@ -98,7 +105,7 @@ def quant_tensor(module: nn.Module, x: Tensor, name: str = "_default_layername",
             "pass quant_tensor(self, x, 'name')"
         )
     child_name = f"_linger_round_tensor_iq_tensor_quant_{name}"
-    child = module._modules.get(child_name)
+    child = children(module).get(child_name)
     if child is None:
         with during("quant_tensor"):
             check_bits(data_bits=bits)
@@ -116,7 +123,9 @@ def init(
     mode: QuantMode = QuantMode.QValue,
     data_bits: int = 8,
     out_bits: int = 8,
-    target: str | None = None,
+    hidden_bits: int | None = None,
+    target: str | os.PathLike[str] | None = None,
+    limits: bool = True,
     recipe: Any = None,
     observe: str = "running",
 ) -> nn.Module:
@@ -129,7 +138,9 @@ def init(
         mode: ``QuantMode.QValue``, power-of-two scales.
         data_bits: width of layer inputs, 8, 16 or 32.
         out_bits: width of layer outputs, 8, 16 or 32.
-        target: a chip; widths that it cannot run are refused.
+        hidden_bits: width of the hidden state of recurrent layers, which is their output, 8 or 16; None for ``out_bits``.
+        target: a chip, or the path of a .toml file; widths and layers that it cannot run are refused, all at once.
+        limits: False to convert layers that ``target`` cannot run; its arithmetic is followed all the same.
         observe: "running", ranges follow the maximum in training; "learned" or "lsq", ranges of weights and of the outputs of layers,
             sums and products are parameters that the optimizer moves (see ``linger.param_groups``).
         recipe: widths of single layers by patterns of their names: the path of a TOML file, a mapping of patterns to settings,
@@ -158,11 +169,13 @@ def init(
         if recipe is not None:
             _follow_recipe(recipe_of(recipe), names, types, bits, None if target is None else chip)
         device = device_of(net)
-        steps, left, floats = _plan(names, types, bits, device)
+        steps, left, floats = _plan(names, types, bits | _hidden(hidden_bits), device)
         sample = net.__dict__.pop("_linger_sample", None)
         pairs, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
+        refuse = target is not None and limits
+        accept = functools.partial(refuse_layers, names=names, chip=chip) if refuse else None
         with torch.inference_mode(False):
-            net = swap(net, steps)
+            net = swap(net, steps, accept)
         net._linger_inits = (*calls, (frozenset(types), tuple(bits.items())))  # type: ignore[assignment]
         net._linger_target = chip.name  # type: ignore[assignment]
         checkpoint.attach(net, pairs)
@@ -232,6 +245,17 @@ def _plan(
     return steps, left, floats
 
 
+def _hidden(bits: int | None) -> dict[str, int]:
+    """``hidden_bits`` where it is given."""
+    if bits is None:
+        return {}
+    if not isinstance(bits, int) or bits not in HIDDEN_BITS:
+        raise LingerError(
+            f"hidden_bits is {bits!r}, allowed are {', '.join(map(str, HIDDEN_BITS))}; choose one of them"
+        )
+    return {"hidden_bits": bits}
+
+
 def _check_mode(mode: QuantMode) -> None:
     if not isinstance(mode, QuantMode):
         raise LingerError(f"mode is {mode!r}, allowed is QuantMode.QValue; leave it out")
@@ -298,6 +322,8 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
         if type(module) in FUSED.values():
             return module.to_integer(device=device, **settings)  # type: ignore[operator,no-any-return]
         made = twin(BY_FLOAT[type(module)].integer, module)  # type: ignore[arg-type]
+        if not isinstance(made, RecurrentInt):
+            settings.pop("hidden_bits", None)
         if not made.weighted:
             settings["out_bits"] = settings["data_bits"]
         made.start(device=device, **settings)

@@ -30,6 +30,8 @@ from linger.calls import (
     DROPOUTS,
     JOINS,
     QUERIES,
+    UNPACK,
+    asked_length,
     cast_to,
     dropout_rate,
     first_positional,
@@ -230,6 +232,8 @@ def _encoded(tape: Tape, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The operands of a call as the tape's values."""
     if func is ASSIGN:
         return (tape.before_assignment(*args), *tape.encode(args[1:])), {}
+    if func is UNPACK:
+        args = (*args[:4], asked_length(args[4]))
     return tape.encode(args), tape.encode(kwargs)
 
 

@@ -13,6 +13,7 @@ from linger.ops.convbn import FUSED
 from linger.settings import config
 
 Types = type[nn.Module] | Iterable[type[nn.Module]]
+Made = dict[nn.Module, nn.Module]
 Step = tuple[nn.Module, Callable[[], nn.Module]]
 
 
@@ -54,9 +55,11 @@ def device_of(net: nn.Module) -> torch.device | None:
     return next((t.device for t in (*net.parameters(), *net.buffers())), None)
 
 
-def swap(net: nn.Module, steps: Iterable[Step]) -> nn.Module:
-    """Make every new module first, then put all of them in place."""
+def swap(net: nn.Module, steps: Iterable[Step], accept: Callable[[Made], None] | None = None) -> nn.Module:
+    """Make every new module first, then put all of them in place, unless ``accept`` raises."""
     made = {old: make() for old, make in steps}
+    if accept is not None:
+        accept(made)
     for new in made.values():
         new.__dict__.pop("forward", None)
     for module in list(net.modules()):

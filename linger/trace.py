@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -151,8 +152,14 @@ class Tape:
         return self.value(target)
 
     def encode(self, tree: Any) -> Any:
-        """The tree with every tensor replaced by its value."""
-        return pytree.tree_map_only(Tensor, self.value, tree)
+        """The tree with every tensor replaced by its value, a packed sequence by a tuple."""
+
+        def leaf(x: Any) -> Any:
+            if isinstance(x, PackedSequence):  # could not be made of values
+                return self.encode(tuple(x))
+            return self.value(x) if isinstance(x, Tensor) else x
+
+        return pytree.tree_map(leaf, tree, is_leaf=lambda x: isinstance(x, PackedSequence))
 
     def add(self, name: str, op: str, module: str | None, args: Any, kwargs: Any, out: Any, func: Any = None) -> None:
         """Write a call down; one that returns no tensor leaves no trace."""

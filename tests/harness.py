@@ -44,7 +44,9 @@ def converted(
     sample = tuple(torch.randn(s) for s in case.shapes)
     linger.trace_layers(net, net, sample)
     width = bits if bits in TARGETS[target].data_bits else 8  # of layers; a call has the width of its operands
-    linger.init(net, parameter_bits=parameter_bits, data_bits=width, out_bits=out_bits or width, target=target)
+    linger.init(
+        net, parameter_bits=parameter_bits, data_bits=width, out_bits=out_bits or width, target=target, limits=False
+    )
     net(*(torch.randn(s) for s in case.shapes))
     place_inputs(net, bits)
     return net.eval()

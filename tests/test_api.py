@@ -32,10 +32,11 @@ NormalizeConvTransposeBN2d NormalizeEmbedding NormalizeGroupNorm NormalizeInstan
 NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU NormalizeRMSNorm PReLUInt PlatFormQuant
 QuantMode RMSNormInt ReLU6Int ScaledRoundLayer Schedule SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
-SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate channel_shuffle config
-disable_normalize disable_quant freeze_batchnorm freeze_thresholds hold_ranges init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer
-iqSubLayer iqSumLayer iqTanhLayer iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
-quant_tensor runtime search sensitivity settings trace_layers verify
+SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate
+channel_shuffle check config disable_normalize disable_quant fit freeze_batchnorm freeze_thresholds hold_ranges
+init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer iqSubLayer iqSumLayer iqTanhLayer
+iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
+quant_tensor retarget runtime search sensitivity settings trace_layers verify
 """
 NAMES = LISTED.split()
 
@@ -51,12 +52,15 @@ SIGNATURES = {
     "normalize_bias_value=None, normalize_output_value=8",
     "disable_quant": "module",
     "quant_module": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, parameter_bits=8, "
-    "out_bits=None",
+    "out_bits=None, hidden_bits=None",
     "quant_module_by_type": "module, type_modules=DefaultQuantIntXOP, mode=QuantMode.QValue, data_bits=8, "
-    "parameter_bits=8, out_bits=None",
+    "parameter_bits=8, out_bits=None, hidden_bits=None",
     "quant_tensor": "module, x, name='_default_layername', bits=8",
     "init": "net, *, quant_modules=DefaultQuantIntXOP, parameter_bits=8, mode=QuantMode.QValue, data_bits=8, "
-    "out_bits=8, target=None, recipe=None, observe='running'",
+    "out_bits=8, hidden_bits=None, target=None, limits=True, recipe=None, observe='running'",
+    "check": "net, *args, target=None, kwargs=None, data_bits=8, parameter_bits=8, out_bits=8, quiet=False",
+    "fit": "net, target, *args, quiet=False",
+    "retarget": "net, source, target, *args, quiet=False",
     "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, weights='mse', "
     "batchnorm=False, equalize=False, correct_bias=True, hold=True, progress=True",
     "sensitivity": "net, loader, *, metric=None, batches=None, forward=<feed>, progress=True",

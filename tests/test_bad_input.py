@@ -65,11 +65,11 @@ CONVERSIONS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
             lambda net, key=key, bits=bits: linger.init(net, **{key: bits}), rf"^init: {key} is {bits!r}, allowed are .*; choose one",
         ) for key, bits in BITS
     },
-    "init a type without a twin": (lambda net: linger.init(net, quant_modules=nn.LSTM), r"^init: found LSTM, allowed are .*Conv2d"),
+    "init a type without a twin": (lambda net: linger.init(net, quant_modules=nn.Bilinear), r"^init: found Bilinear, allowed are .*Conv2d"),
     "init a string": (lambda net: linger.init(net, quant_modules="conv"), r"^init: found 'conv', allowed are"),
     "init a layer for a type": (lambda net: linger.init(net, quant_modules=net.conv), r"^init: found Conv2d\(3, 4.*allowed are"),
     "init a mode": (lambda net: linger.init(net, mode="max"), r"^init: mode is 'max', allowed is QuantMode.QValue"),
-    "init a target": (lambda net: linger.init(net, target="mars"), r"^init: target is 'mars', allowed are venus, arcs, venusa"),
+    "init a target": (lambda net: linger.init(net, target="pluto"), r"^init: target is 'pluto', allowed are venus, arcs, venusa, mars"),
     "init a target's widths": (lambda net: linger.init(net, target="arcs", data_bits=16), r"^init: data_bits is 16, arcs allows 8, 32"),
     "init, one layer without statistics": (
         lambda net: [traced(net), setattr(net.conv.bn, "running_var", None), linger.init(net)][2],
@@ -229,7 +229,7 @@ EXPORTS: dict[str, tuple[dict[str, Any], str]] = {
     "opset 99": ({"opset_version": 99}, r"opset_version is 99, allowed are 12 to"),
     "opset text": ({"opset_version": "17"}, r"opset_version is '17', allowed are 12 to"),
     "dialect": ({"dialect": "chip"}, r"dialect is 'chip', allowed are thinker, standard, qdq"),
-    "target": ({"target": "mars"}, r"target is 'mars', allowed are venus"),
+    "target": ({"target": "pluto"}, r"target is 'pluto', allowed are venus"),
     "argument": ({"colour": 1}, r"found argument colour, allowed are those of torch.onnx.export"),
     "axes of a stranger": ({"dynamic_axes": {"z": {0: "b"}}}, r"dynamic axes of z, allowed are the inputs x and the outputs"),
     "axis 7": ({"dynamic_axes": {"x": {7: "b"}}}, r"found dynamic axis 7 of x, which has 4 axes"),

@@ -18,6 +18,8 @@ from linger.ops import BY_NAME
 
 INTEGERS = {8: TensorProto.INT8, 16: TensorProto.INT16, 32: TensorProto.INT32}
 GOLDEN = Path(__file__).parent / "golden"
+# Outputs that the engine leaves undefined: 32-bit cell states that hold 16 bits, a last state that nothing writes.
+UNDEFINED = {("venus", "LSTM"): 2, ("venus", "GRU"): 1}
 CASES = sorted(p.parent.relative_to(GOLDEN) for p in GOLDEN.glob("*/*/model.onnx"))
 
 
@@ -53,6 +55,8 @@ def test_equal_to_the_engine(case: Path) -> None:
     results = out if isinstance(out, tuple) else (out,)
     for i, found in enumerate(results):
         wanted = np.load(folder / f"out_{i}.npy")
+        if any(platform == case.parts[0] and name in case.name and n == i for (platform, name), n in UNDEFINED.items()):
+            continue
         assert found.dtype == wanted.dtype
         assert found.shape == wanted.shape
         assert np.array_equal(found, wanted)
@@ -61,7 +65,7 @@ def test_equal_to_the_engine(case: Path) -> None:
 def test_every_platform_is_here() -> None:
     """The vectors are part of the project; none of them may vanish unnoticed."""
     per_platform = {name: sum(c.parts[0] == name for c in CASES) for name in ("venus", "arcs", "venusa")}
-    assert per_platform == {"venus": 107, "arcs": 149, "venusa": 153}
+    assert per_platform == {"venus": 115, "arcs": 152, "venusa": 156}
 
 
 def test_average_pooling_ties() -> None:

@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only what stands before it here, or is part of the same package (docs/decisions/002-import-order.md).
 ORDER = """
-_version errors settings numerics histogram observe targets ops selects calls composed trace constants sites route checkpoint swap batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
-demo_data demo cli __main__ __init__
+_version errors settings numerics histogram observe targets ops selects calls composed trace constants sites route checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
+check fit retarget arguments demo_data demo cli __main__ __init__
 """
 RANK = {name: i for i, name in enumerate(ORDER.split())}
 READER = {"_version", "errors", "numerics", "ops", "runtime"}  # all that running a file may need
@@ -152,6 +152,8 @@ WHY_ELSEWHERE = {  # file -> why its rounding is none of numerics.py's
     "linger/demo.py": "a number of epochs, not a value on a grid",
     "linger/ops/_norm.py": "the chip's normalization, each step fused into as few passes as possible",
     "linger/ops/_pwl.py": "the argument of a chip's function, on the levels of a grid",
+    "linger/ops/_recurrent_step.py": "the chip's cells, each step fused into as few passes as possible",
+    "linger/ops/_recurrent_tables.py": "the chip's functions on 32-bit arguments, on the device",
     "linger/ops/_softmax.py": "the chip's softmax in its own fractions of 23, 25 and 31 bits",
     "linger/ops/_unary.py": "tables of correctly rounded functions, their exact part split off",
     "linger/ops/clamp.py": "bounds brought to the grid, on the device and as numbers",

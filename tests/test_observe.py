@@ -196,6 +196,42 @@ def test_divergence_names_the_layer(bad: float) -> None:
         net.eval()(x)
 
 
+# --- parameters as operands
+
+
+class Placed(nn.Module):
+    """Learned positions and a gain, which have no range to follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.gain = nn.Parameter(torch.tensor([2.43, -1.7, 0.01])), nn.Parameter(torch.tensor(-1.37))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (linger.quant_tensor(self, x, "x") + self.positions) * (1 + self.gain)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_parameter_as_operand_has_the_scale_of_a_weight(bits: int, tmp_path: Path) -> None:
+    """It follows every step of the optimizer at once, and no value of it saturates: 2^round could, by sqrt(2)."""
+    net = linger.init(Placed(), data_bits=bits, out_bits=bits)
+    x = torch.randn(4, 3)
+    net(x)
+    with torch.no_grad():
+        net.positions.mul_(3.0)
+    net(x)
+    sums = net.get_submodule("_linger_round_tensor_iqadd__default_index_0")
+    held = 8 if bits == 8 else 16
+    top = 2 ** (held - 1) - 1
+    scale = float(scale_from_running(sums.running_y, held))
+    assert scale == 2.0 ** math.floor(math.log2(top / 7.29))
+    for _ in range(60):  # the range of the sum follows
+        out = net(x)
+    out.sum().backward()
+    assert (net.positions.grad != 0).all()
+    linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx")
+    assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
+
+
 # --- on several ranks
 
 

@@ -95,12 +95,17 @@ class Builder:
     def add(
         self, name: str, op_type: str, inputs: Sequence[ir.Value | None], attrs: Mapping[str, Any], dtype: ir.DataType,
         sizes: Iterable[int] | None, *, domain: str = "", form: str | None = None, count: int = 1,
+        more: Sequence[ir.DataType] = (),
     ) -> list[ir.Value]:  # fmt: skip
-        """Append a node; ``form`` names its function body (domain ``thinker``). Returns its outputs, all of one kind."""
+        """Append a node; ``form`` names its function body (domain ``thinker``).
+
+        Returns its outputs: ``count`` of one kind, and one of each type in ``more``.
+        """
         attrs = self.target.attributes(attrs) if domain == THINKER else attrs
         if is_dynamic(dict(attrs)):
             raise LingerError(f"{name}: an attribute of {op_type} changes with a dynamic axis; fix that axis")
         outputs = [self.value(name if count == 1 else f"{name}_{i}", dtype, sizes) for i in range(count)]
+        outputs += [self.value(f"{name}_{i}", other, None) for i, other in enumerate(more, count)]
         node = ir.Node(
             domain,
             op_type,
@@ -225,7 +230,7 @@ def function(op_type: str, form: str, overload: str, opset: int, node: ir.Node, 
     head = f'<domain: "{THINKER}", {named}opset_import: ["" : {opset}]>\n{op_type} '
     head += f"<{attrs}> " if attrs else ""
     body = "".join(f"    {line}\n" for line in text.strip().splitlines())
-    parsed = parser.parse_function(f"{head}({inputs}) => (Y) {{\n{body}}}")
+    parsed = parser.parse_function(f"{head}({inputs}) => ({op.outputs}) {{\n{body}}}")
     for held in (a.t for n in parsed.node for a in n.attribute if a.HasField("t")):
         held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held)))  # one byte per int8 instead of a varint
     return ir.serde.deserialize_function(parsed)

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from linger.onnx.inputs import (
 )
 from linger.onnx.passes import DIALECTS
 from linger.onnx.sizes import record_all
-from linger.onnx.writer import Writer
+from linger.onnx.writer import UNKNOWN, Writer
 from linger.ops import IntModule
 from linger.swap import require_net
 from linger.targets import target as find_target
-from linger.trace import tensors_of
+from linger.trace import Graph, tensors_of
 
 DEFAULT_OPSET = 17  # the newest that the chip's packer was proven to read unchanged
 OPSETS = range(12, 1 + min(onnx.defs.onnx_opset_version(), 27))  # ONNX Runtime 1.32 has no QuantizeLinear of opset 28
@@ -57,7 +57,7 @@ def export(
     dynamic_axes: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     dialect: str = "thinker",
-    target: str | None = None,
+    target: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
     """Write a converted net to ``f``. Accepts the call of ``torch.onnx.export`` and leaves the live net as it is.
@@ -73,7 +73,7 @@ def export(
         dynamic_axes: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``.
         dynamic_shapes: the other spelling, ``{"x": {0: torch.export.Dim("batch")}}`` or a tuple of those.
         dialect: "thinker" (the chip's, with function bodies), "standard" (no custom op) or "qdq" (not exact on ties).
-        target: the chip, by default the one given to ``init``.
+        target: the chip or the path of a .toml file, by default the one given to ``init``.
         options: other arguments of ``torch.onnx.export`` that change nothing here are accepted.
 
     Returns:
@@ -110,9 +110,10 @@ def export(
 
 def build(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None, opset: int, axes: Mapping[Any, Any], dialect: str, target: str | None,
+    output_names: Sequence[str] | None, opset: int, axes: Mapping[Any, Any], dialect: str, target: str | os.PathLike[str] | None,
+    writer: Callable[[nn.Module, Graph, Builder], Writer] = Writer,
 ) -> tuple[onnx.ModelProto, list[str]]:  # fmt: skip
-    """The checked model, and the names of what is in float."""
+    """The checked model, and the names of what is in float. ``writer`` turns the recorded calls into nodes."""
     chip = find_target(target)
     tensors = tensors_of((args, kwargs))
     names = input_names_of(model, args, kwargs, input_names, output_names)
@@ -125,7 +126,7 @@ def build(
             f"the forward of {type(model).__name__} returns no tensor; return what the file is to compute"
         )
     b = Builder(opset, chip, symbols)
-    w = Writer(model, graph, b)
+    w = writer(model, graph, b)
     outputs = output_names_of(len(graph.outputs), output_names)
     b.names.update(names, outputs)
     for value, name, by_axis, tensor in zip(graph.inputs, names, by_input, tensors, strict=False):
@@ -137,7 +138,7 @@ def build(
     results = [_output(w, v, name) for v, name in zip(graph.outputs, outputs, strict=True)]
     b.prune(results)
     functions, ir_version = b.functions(DIALECTS[dialect].real)
-    imports = {"": opset} | ({"thinker": 1} if functions else {})
+    imports = {"": opset} | ({"thinker": 1} if functions else {}) | ({} if w.complete else {UNKNOWN: 1})
     made_graph = ir.Graph(
         [v for v, _ in b.inputs], results, nodes=b.nodes, initializers=list(b.initializers.values()), opset_imports=imports,
         name="linger",
@@ -147,7 +148,8 @@ def build(
         metadata_props=_metadata(w, chip.name, dialect),
     )  # fmt: skip
     proto = DIALECTS[dialect].finish(ir.to_proto(finished))
-    _check(proto)
+    if w.complete:
+        _check(proto)
     return proto, w.islands
 
 

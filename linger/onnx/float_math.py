@@ -250,6 +250,10 @@ def sort(o: Emit, input: Any, dim: int = -1, descending: bool = False, stable: b
     return topk(o, input, int(size), dim, descending)
 
 
+def scatter(o: Emit, input: Any, dim: int, index: Any, src: Any) -> ir.Value:
+    return o.ScatterElements(o.raw(input), o.index(index), o.raw(src), axis=dim % len(input.shape))
+
+
 SIMPLE = (
     "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Abs", "Neg", "Sign", "Floor", "Ceil", "Reciprocal", "Erf", "Sin", "Cos",
     "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Softsign", "IsNaN", "IsInf",
@@ -287,5 +291,5 @@ MATH: dict[str, Row] = {name.lower(): unary(name) for name in SIMPLE} | {
     "prod": reduce("ReduceProd"), "logsumexp": reduce("ReduceLogSumExp"), "max": extreme("Max"), "min": extreme("Min"),
     "argmax": arg("ArgMax"), "argmin": arg("ArgMin"), "var": variance(False), "std": variance(True), "norm": norm,
     "linalg_vector_norm": vector_norm, "vector_norm": vector_norm, "any": truth_of("ReduceMax"),
-    "all": truth_of("ReduceMin"), "cumsum": cumsum, "topk": topk, "sort": sort,
+    "all": truth_of("ReduceMin"), "cumsum": cumsum, "topk": topk, "sort": sort, "scatter": scatter,
 }  # fmt: skip

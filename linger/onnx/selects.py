@@ -42,13 +42,6 @@ def _dims(node: Node, dim: Any) -> list[int]:
     return [int(d) % max(rank, 1) for d in pytree.tree_leaves(dim)]
 
 
-def _size(node: Node, axis: int) -> int:
-    size = node.inputs()[0].shape[axis]
-    if isinstance(size, Dyn):
-        raise LingerError(f"{node.name}: {node.op} along a dynamic axis; fix that axis")
-    return int(size)
-
-
 def _as_float(w: Writer, node: Node, x: ir.Value) -> ir.Value:
     """Integers as floats, which hold each of them: they were floats on a grid."""
     if x.dtype == FLOAT:
@@ -135,10 +128,11 @@ def index_only(kind: str) -> Select:
 
 
 def _top(w: Writer, node: Node, x: ir.Value, k: int, dim: int, largest: bool) -> list[ir.Value]:
-    """Values and indices of the ``k`` first of a stable sort."""
+    """Values and indices of the ``k`` first of a stable sort; all of them where ``k`` is dynamic."""
+    count = w.build.computed_size(node.name, k) if isinstance(k, Dyn) else w.build.ints([k])
     source, shape = _as_float(w, node, x), node.outputs[0].shape
     attrs = {"axis": dim, "largest": int(largest), "sorted": 1}
-    values, indices = w.build.add(f"{node.name}.top", "TopK", [source, w.build.ints([k])], attrs, FLOAT, shape, count=2)
+    values, indices = w.build.add(f"{node.name}.top", "TopK", [source, count], attrs, FLOAT, shape, count=2)
     indices.type = ir.TensorType(INT64)
     return [_back(w, node, values, x.dtype, shape), indices]
 
@@ -154,7 +148,7 @@ def sort(w: Writer, node: Node, x: ir.Value) -> list[ir.Value]:
     """torch.sort, torch.argsort; torch.msort is the former along the first axis."""
     given = {"dim": -1, "descending": False} | _given(node, "dim", "descending")
     axis = 0 if node.op == "msort" else _dims(node, given["dim"])[0]
-    both = _top(w, node, x, _size(node, axis), axis, bool(given["descending"]))
+    both = _top(w, node, x, node.inputs()[0].shape[axis], axis, bool(given["descending"]))
     return {"sort": both, "msort": both[:1], "argsort": both[1:]}[node.op]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linger.errors import LingerError
+from linger.onnx import packed
 from linger.onnx.builder import DTYPES, THINKER, Builder
 from linger.onnx.emit import written
 from linger.onnx.float_ops import FLOAT_OPS, OTHER, RANDOM, SIZED
@@ -22,11 +23,20 @@ from linger.onnx.selects import SELECTED
 from linger.onnx.sizes import Dyn, is_dynamic
 from linger.ops import IntModule, Lowered, Operand
 from linger.ops._constant import constant_of
+from linger.targets import difference, known
 from linger.trace import Graph, Node, Value
+
+ORDERS = ("empty_like", "scatter", "arange")  # what PyTorch inverts the order of a packed sequence with
+UNKNOWN = "linger.unknown"  # domain of a call that has no form
 
 
 class Writer:
-    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ."""
+    """Keeps, for every recorded value, its integers and its float form; adds Quant, Dequant and Requant where they differ.
+
+    ``complete``: every call has a form in the file, so that the file must be valid.
+    """
+
+    complete = True
 
     def __init__(self, net: nn.Module, graph: Graph, build: Builder) -> None:
         self.net, self.graph, self.build = net, graph, build
@@ -38,6 +48,7 @@ class Writer:
         self.cast: dict[int, ir.Value] = {}
         self.islands: list[str] = []
         self.peaks: dict[str, float] = {}
+        self.packed: dict[int, packed.Padded] = {}
 
     # --- operands
 
@@ -157,8 +168,17 @@ class Writer:
 
     def node(self, node: Node) -> None:
         module = self.modules.get(node.module) if node.module is not None else None
+        if isinstance(module, IntModule) and module.several:
+            self.lowered(node, module)
+            return
+        if node.op == packed.UNPACK:
+            packed.unpack(self, node)
+            return
+        packed.refuse(self, node)
         if isinstance(module, IntModule):
             self.lowered(node, module)
+        elif node.op == packed.PACK:
+            packed.pack(self, node)
         elif self.is_constant(node):
             return  # written where it is used
         elif node.op in MOVES or node.op in INDEXING:
@@ -209,16 +229,22 @@ class Writer:
             if node.op not in SIZED and is_dynamic((node.args, node.kwargs)):
                 raise LingerError(f"{node.name}: an argument of {node.op} changes with a dynamic axis; fix that axis")
             made = written(self, node, row)
-        if node.outputs[0].dtype != torch.bool:  # a comparison loses nothing
+        if node.outputs[0].dtype != torch.bool and not self.orders(node):  # a comparison and an order lose nothing
             self.islands.append(f"{node.name} ({node.op})")
         self.floats.update({v.id: x for v, x in zip(node.outputs, made, strict=True)})
+
+    def orders(self, node: Node) -> bool:
+        """Whether a call only serves to invert an order."""
+        made = {v.id for v in node.outputs}
+        readers = [n for n in self.graph.nodes if any(v.id in made for v in n.inputs())]
+        return node.op == "scatter" or (node.op in ORDERS and bool(readers) and all(n.op == "scatter" for n in readers))
 
     def lowered(self, node: Node, module: IntModule) -> None:
         assert node.module is not None
         module.require_ranges()
         held = {k: v for k, v in node.kwargs.items() if k in module.parameter_names and isinstance(v, Value)}
         stored = {v.id for v in held.values()}
-        values = [v for v in node.inputs() if v.id not in stored]
+        values, padded = packed.entered(self, [v for v in node.inputs() if v.id not in stored])
         bits = module.operand_bits([0 if v.scale is None else v.bits for v in values])
         taken = [
             (self.as_is(v), Operand(scale=1.0, bits=0, shape=v.shape, dtype=v.dtype))
@@ -235,17 +261,29 @@ class Writer:
         call: dict[Any, Any] = dict(enumerate(node.args)) | node.kwargs
         call = {k: v for k, v in call.items() if not any(isinstance(x, Value) for x in pytree.tree_leaves(v))}
         call |= {k: self.weight(v, k) for k, v in held.items()}
+        if padded is not None:
+            call["packed_first"] = padded.batch_first
         names = {k: self.key(v) for k, v in call.items() if k in held}
         steps = self.constant_lowering(node, module, [o for _, o in taken], out, call)
         peak = max((step.peak for step in steps), default=0.0)
         if peak or module.weighted:
             s_x = torch.tensor(taken[0][1].scale)
             self.peaks[node.module or node.name] = peak or module.accumulator_peak(s_x)
-        made: list[ir.Value] = []
+        results = (steps[-1].results or (f"%{len(steps) - 1}",)) if steps else (0,)
+        operands = [x for x, _ in taken]
+        made: list[list[ir.Value]] = []
         for i, step in enumerate(steps):
-            last = i == len(steps) - 1
-            made.append(self.step(node, step, [x for x, _ in taken], made, out.shape if last else None, last, names))
-        self.exact[out.id] = made[-1] if made else taken[0][0]
+            first = results[0] == f"%{i}"
+            made.append(self.step(node, step, operands, made, out.shape if first else None, first, names))
+        for given, ref in zip(node.outputs, results, strict=True):
+            place = self.floats if given.scale is None else self.exact
+            place[given.id] = result = _referred(ref, operands, made)
+            if isinstance(ref, str) and result.shape is None:
+                result.shape = self.build.shape(given.shape)
+        if padded is not None:
+            shape = (*padded.shape[:-1], out.shape[-1])
+            self.packed[out.id] = replace(padded, shape=shape, clean=True)
+            self.exact[out.id].shape = self.build.shape(shape)
 
     def constant_lowering(
         self, node: Node, module: IntModule, operands: Sequence[Operand], out: Value, call: dict[Any, Any]
@@ -272,43 +310,51 @@ class Writer:
         self, node: Node, module: IntModule, steps: tuple[Lowered, ...], again: Callable[[], tuple[Lowered, ...]]
     ) -> None:
         """Raise if the target of the file computes this otherwise than the target that the net was trained for."""
-        own, wanted = module.chip, self.build.target.name
-        if own == wanted:
+        own, file = module.chip, self.build.target
+        if own == file.name:
             return
         try:
-            module.chip = wanted
+            module.chip = file.name
             wrong = _differing(steps, again())
         finally:
             module.chip = own
         if wrong:
+            why = next(filter(None, (difference(s.op_type, known(own), file) for s in steps)), f"another {wrong}")
             raise LingerError(
-                f"{node.name}: {wrong} is computed as {own} does, which {wanted} does not; export for {own}, or load the "
-                f"checkpoint into a net converted with init(target={wanted!r})"
+                f"found a net that follows {own} exported for {file.name}, which has {why}, allowed is one chip; pass "
+                f"target={file.name!r} to init, and see with linger.retarget what that changes"
             )
 
     def step(
-        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[ir.Value], shape: Any, last: bool,
-        names: Mapping[str, str],
-    ) -> ir.Value:  # fmt: skip
+        self, node: Node, step: Lowered, operands: Sequence[ir.Value], made: Sequence[Sequence[ir.Value]], shape: Any,
+        last: bool, names: Mapping[str, str],
+    ) -> list[ir.Value]:  # fmt: skip
         inputs: list[ir.Value] = []
         for i in step.inputs:
-            if isinstance(i, int):
-                inputs.append(operands[i])
-            elif i.startswith("%"):
-                inputs.append(made[int(i[1:])])
+            if isinstance(i, int) or i.startswith("%"):
+                inputs.append(_referred(i, operands, made))
             else:
                 inputs.append(self.build.constant(names.get(i) or f"{node.module}.{i}".lstrip("."), step.params[i]))
         key = (str(inputs[0].name), float(step.attrs["scale_o"]), step.bits) if step.op_type == "Requant" else None
         if key is not None and key in self.quantized:
-            return self.quantized[key]
+            return [self.quantized[key]]
         stem = node.name or type(self.net).__name__  # a net that is one layer
         name = stem if last else f"{stem}.{step.op_type}"
-        result = self.build.one(
-            name, step.op_type, inputs, step.attrs, DTYPES[step.bits], shape, domain=THINKER, form=step.form,
+        first, *more = (DTYPES.get(bits, ir.DataType.FLOAT) for bits in (step.bits, *step.more))
+        outputs = self.build.add(
+            name, step.op_type, inputs, step.attrs, first, shape, domain=step.domain, form=step.form, more=more
         )  # fmt: skip
         if key is not None:
-            self.quantized[key] = result
-        return result
+            self.quantized[key] = outputs[0]
+        return outputs
+
+
+def _referred(ref: int | str, operands: Sequence[ir.Value], made: Sequence[Sequence[ir.Value]]) -> ir.Value:
+    """The value that a reference of ``Lowered`` means: an operand, or an output of an earlier node."""
+    if isinstance(ref, int):
+        return operands[ref]
+    step, _, output = ref[1:].partition(".")
+    return made[int(step)][int(output or 0)]
 
 
 def _differing(steps: Sequence[Lowered], others: Sequence[Lowered]) -> str:

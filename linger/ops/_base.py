@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from linger import observe
 from linger.errors import LingerError
-from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, set_grid
+from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, scale_from_weight, set_grid
 from linger.ops import _symbolic
+from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._state import Stored, is_range
 
@@ -46,7 +47,7 @@ ALLOWED_PARAMETER_BITS = (4, 8, 16)
 class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
-    ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq".
+    ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq". ``outputs``: names of the body's results.
     ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
@@ -64,6 +65,7 @@ class Op:
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
     bias_at: float = 0.0
+    outputs: str = "Y"
 
 
 def twin(cls: type[nn.Module], source: nn.Module) -> Any:
@@ -101,7 +103,8 @@ class IntModule(Stored):
     observed: ClassVar[tuple[str, ...]] = ("x", "o")
     parameter_names: ClassVar[tuple[str, ...]] = ()
     weighted: ClassVar[bool] = False
-    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that are indices or conditions, not data
+    raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that enter as they are, without a grid
+    several: ClassVar[bool] = False  # whether forward returns several tensors
     chip: str = "venus"
     still: bool = False  # ranges stay as they are, in training too
     data_bits: int
@@ -161,7 +164,7 @@ class IntModule(Stored):
             except LingerError as error:
                 error.module = error.module or self
                 raise
-            if not self.training:
+            if not (self.training or self.several):
                 self.remember(args, kwargs, out)
             return out
 
@@ -202,6 +205,11 @@ class IntModule(Stored):
                 self.follow(name, observe.peak(x, ahead_relu, bound))
         else:
             self.require_range(name)
+
+    @torch.no_grad()
+    def hold(self, name: str, x: Tensor, bits: int) -> None:
+        """Let ``running_<name>`` stand for the scale that a weight has: of a parameter as operand, nothing saturates."""
+        self.running(name).copy_(levels(min(bits, WIDEST - 1)) / scale_from_weight(x, bits))
 
     def following(self, name: str) -> bool:
         """Whether this forward has to look at data for a range: in training, where it is neither held nor learned."""
@@ -255,9 +263,12 @@ class IntModule(Stored):
         bits = self.data_bits if bits is None else bits
         grid = grid_of(x)
         if grid is None:
-            x = x.float()
-            self.watch(name, x)
-            self.observe(name, x)
+            held, x = constant_of(x) is not None, x.float()
+            if held and (self.training or observe.watcher() is not None):
+                self.hold(name, x, min(bits, WIDEST))
+            else:
+                self.watch(name, x)
+                self.observe(name, x)
             scale = self.scale(name, bits)
             return fake_quant(x, scale, min(bits, WIDEST)), scale
         if grid.bits > bits:

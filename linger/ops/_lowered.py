@@ -16,7 +16,9 @@ from linger.errors import LingerError
 class Lowered:
     """One node of the exported file. ``inputs``: an int is an operand, a str a key of ``params`` or of an earlier node.
 
-    ``peak``: bound of |accumulator| in LSB, 0 where the node has none.
+    ``"%1"`` is the first output of node 1, ``"%1.2"`` its third. ``bits``: of the first output, 0 for float32; ``more``: of the
+    others. ``results``, of the last node: what the module returns, in order; its own first output where it is empty.
+    ``peak``: bound of |accumulator| in LSB, 0 where the node has none. ``domain`` "": a standard op.
     """
 
     op_type: str
@@ -26,6 +28,9 @@ class Lowered:
     bits: int = 8
     form: str = ""
     peak: float = 0.0
+    more: tuple[int, ...] = ()
+    domain: str = "thinker"
+    results: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from linger.ops._norm import CHIP_EPS, NORMAL, SUM_LIMIT, Rows, check_rows, form
 from linger.ops._normalize import Normalized
 from linger.ops._site import Site
 from linger.ops._weighted import on_grids, room_for_sum
-from linger.targets import TARGETS
+from linger.targets import known
 
 WIDEST_NORM = 16  # bits of the input
 Parameters = tuple[Tensor | None, Tensor | None]
@@ -56,11 +56,11 @@ class NormModule(IntModule):
 
     def gamma_bits(self) -> int:
         """Width of the stored weight: what was asked for, at least what the chip's node reads."""
-        return max(self.parameter_bits, TARGETS[self.chip].weight_bits.get(self.op_type, 0))
+        return max(self.parameter_bits, known(self.chip).weight_bits.get(self.op_type, 0))
 
     def normal_bits(self) -> int:
         """Width of a normalized value: the chip's, where it has the node."""
-        chip = TARGETS[self.chip]
+        chip = known(self.chip)
         return 32 if self.op_type in chip.lacks else chip.normal_bits
 
     def on_grids(self, weight: Tensor | None, bias: Tensor | None, rows: Rows) -> tuple[Tensor, Tensor | None, Tensor]:

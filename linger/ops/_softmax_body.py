@@ -14,7 +14,7 @@ import numpy as np
 from linger.numerics import levels, saturate, shift_round
 from linger.ops import _softmax as chip_math
 from linger.ops._base import ONNX_INT
-from linger.targets import TARGETS, Softmax
+from linger.targets import Softmax, known
 from linger.targets._softmax import EXP_OF_0, HIGHEST, LN2_Q16, LN_TABLE, NEWTON_START
 
 OFFSET = 2**56  # a multiple of every divisor: adding it makes a negative dividend positive, so that Div floors
@@ -45,7 +45,7 @@ class Form:
     def parse(form: str) -> Form:
         platform, *numbers = form.split(" ")
         q_x, q_o, bits, out_bits, axis = map(int, numbers)
-        chip = TARGETS[platform.lower()].softmax
+        chip = known(platform.lower()).softmax
         return Form(chip=chip, q_x=q_x, q_o=q_o, bits=bits, out_bits=out_bits, axis=axis)
 
 

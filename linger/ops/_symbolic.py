@@ -133,6 +133,11 @@ def emit(module: Any, args: Any, kwargs: Any) -> Tensor:
         LingerError: the net has not run in eval mode since it was trained, loaded or changed.
     """
     tracing = TRACING.get()
+    if module.several:
+        raise LingerError(
+            f"torch.onnx.export of {type(module).__name__}, which returns several tensors; use linger.onnx.export, which takes "
+            "the same arguments"
+        )
     if tracing is None:
         raise LingerError(f"torch.onnx.export of a lone {type(module).__name__}; export the net that holds it")
     turn = tracing.turns.get(id(module), 0)

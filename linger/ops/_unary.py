@@ -33,7 +33,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
-from linger.targets import TARGETS, Pwl
+from linger.targets import Pwl, known
 
 WIDEST_TABLE = 16  # bits of the input
 TINY = 1e-200  # the least magnitude of a rest that never is 0, where its own formula underflows
@@ -123,7 +123,7 @@ class UnarySite(Site):
 
     def pwl(self, function: Function) -> Pwl | None:
         """The chip's own function, None where it has none."""
-        return TARGETS[self.chip].functions.get(function.op_type)
+        return known(self.chip).functions.get(function.op_type)
 
     def operand_bits(self, bits: Sequence[int]) -> int:
         return min(super().operand_bits(bits), WIDEST_TABLE)
@@ -175,7 +175,7 @@ class UnarySite(Site):
         given, table = operands[0], self.pwl(function)
         x = given if table is None else as_argument(given, table)
         attrs = {"scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits, **said}
-        form = table_form(TARGETS[self.chip].platform, x, out, said)
+        form = table_form(known(self.chip).platform, x, out, said)
         source: int | str = 0 if x == given else "%0"
         node = Lowered(op_type=function.op_type, inputs=(source,), attrs=attrs, bits=out.bits, form=form)
         return (node,) if x == given else (requant_node(given, x), node)
@@ -226,7 +226,7 @@ def integer_table(
     """
     scale_o = 2.0 ** (o_bits - function.fixed) if function.fixed else scale_o
     k = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
-    table = TARGETS[platform.lower()].functions.get(function.op_type)
+    table = known(platform.lower()).functions.get(function.op_type)
     if table is not None:
         y = evaluate(argument(k, scale_x, table), table)
         return saturate(shift_round(y, table.y_fraction - exponent(scale_o)), o_bits)

@@ -1,11 +1,14 @@
 """Concatenation: every input is brought to the output grid.
 
 out = [ sat(rsh(x_i, log2(s_i / s_o))) for every i ]                                               (1)
+
+A chip that cannot shift inside of the node (``Target.cat_requants``) gets a Requant in front of it: the same integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,9 @@ from linger import observe
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
-from linger.ops._lowered import Lowered, Operand
+from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._site import Site
+from linger.targets import known
 
 
 class CatSite(Site):
@@ -43,11 +47,17 @@ class CatSite(Site):
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         dim = call.get("dim", call.get(1, 0)) % len(out.shape)
+        finer = [i for i, x in enumerate(operands) if x.scale > out.scale and known(self.chip).cat_requants]
+        before = tuple(replace(requant_node(operands[i], out), inputs=(i,)) for i in finer)
+        operands = tuple(out if i in finer else x for i, x in enumerate(operands))
         attrs = {f"scale_x_{i}": x.scale for i, x in enumerate(operands)}
         attrs |= {"scale_o": out.scale, "dim": dim, "axis": dim, "o_bits": out.bits}
         form = f"n{len(operands)}" + ("" if out.bits == 8 else f"_o{out.bits}")
-        inputs = tuple(range(len(operands)))
-        return (Lowered(op_type=self.op_type, inputs=inputs, attrs=attrs, bits=out.bits, form=form),)
+        inputs = tuple(f"%{finer.index(i)}" if i in finer else i for i in range(len(operands)))
+        return (
+            *before,
+            Lowered(op_type=self.op_type, inputs=inputs, attrs=attrs, bits=out.bits, form=form),
+        )
 
 
 def run(

@@ -3,8 +3,10 @@
 That is the correctly rounded clamp whether the bounds are on the grid or not; a missing or infinite bound is the grid's
 own limit. As in PyTorch, the upper bound wins where it is below the lower one.
 
-The file carries a Clip with a body: behind a Relu, ONNX Runtime cannot fuse a standard one on int8. The engine loses a
-Clip behind a convolution (``engine`` 6.9): ``check`` says so.
+The engine loses a Clip behind a convolution and has none elsewhere (``engine`` 6.9), so that the file carries the clamp as
+saturating sums (``_saturate``). A tensor of 16 or 32 bits, of another rank than 2 to 4 or with a dynamic channel axis has
+no such form: its file carries a Clip with a body (behind a Relu, ONNX Runtime cannot fuse a standard one on int8), which
+``check`` refuses.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from linger.numerics import WIDEST, Grid, int_dtype, levels, set_grid
 from linger.ops._base import ONNX_INT, IntModule, Op, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._saturate import clamp_nodes, fits
 from linger.ops._site import Site
 
 Bounds = tuple[float, float]
@@ -71,7 +74,9 @@ class _ClipInt(IntModule):
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         x = operands[0]
-        thresholds = (integer_bound(v, x.scale, x.bits) for v in self.bounds(call))
+        thresholds = [integer_bound(v, x.scale, x.bits) for v in self.bounds(call)]
+        if fits(x):
+            return clamp_nodes(x, *map(int, thresholds))
         params = dict(zip(("min_thresh", "max_thresh"), thresholds, strict=True))
         return (Lowered(op_type="Clip", inputs=(0, *params), attrs={}, params=params, bits=x.bits, form=str(x.bits)),)
 

@@ -10,6 +10,7 @@ never finer than an operand's (sum) or than the product's, so that every shift i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,13 @@ class MulSite(Site):
         return self.leave(product, s_x * s_y if bits < 32 else s_x * s_y / room)
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
-        return binary_nodes(self.op_type, operands, out, call)
+        """The operand of the result's shape first: the engine stretches only the second (``engine`` 2)."""
+        (node,) = binary_nodes(self.op_type, operands, out, call)
+        shapes = [operands[i].shape if isinstance(i, int) else () for i in node.inputs]
+        if shapes[0] == out.shape or shapes[1] != out.shape:
+            return (node,)
+        attrs = {**node.attrs, "scale_x": node.attrs["scale_y"], "scale_y": node.attrs["scale_x"]}
+        return (replace(node, inputs=node.inputs[::-1], attrs=attrs),)
 
 
 def _run_sum(sign: int) -> Any:

@@ -24,13 +24,13 @@ from linger.ops._lowered import Lowered, Operand
 from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
 from linger.ops._unary import WIDEST_TABLE, gather_text, positions
-from linger.targets import TARGETS, Pwl
+from linger.targets import Pwl, known
 
 FRACTION = 15  # bits of s
 
 
 def _sigmoid_of(platform: str) -> Pwl:
-    return TARGETS[platform.lower()].functions["iqSigmoid"]
+    return known(platform.lower()).functions["iqSigmoid"]
 
 
 class GluSite(Site):
@@ -72,7 +72,7 @@ class GluSite(Site):
         x = operands[0]
         dim = call.get("dim", -1) % len(x.shape)
         attrs = {"dim": dim, "scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits}
-        platform = TARGETS[self.chip].platform
+        platform = known(self.chip).platform
         form = f"{platform} {exponent(x.scale)} {exponent(out.scale)} {out.bits} {dim}"
         return (Lowered(op_type=self.op_type, inputs=(0,), attrs=attrs, bits=out.bits, form=form),)
 

@@ -19,7 +19,7 @@ from linger.ops._base import Op
 from linger.ops._case import Case
 from linger.ops._norm import CHIP_EPS, NORMAL, body, real, run_affine, run_rows
 from linger.ops._norm_module import Norm, NormalizedNorm, NormInt, NormSite, layer_rows
-from linger.targets import TARGETS
+from linger.targets import known
 
 
 def layer_norm(shape: Sequence[int], normalized_shape: Sequence[int], eps: float, bits: int) -> Norm:
@@ -68,7 +68,7 @@ def run(
 ) -> np.ndarray:  # fmt: skip
     """x normalized over its last w.size elements, of any leading shape; w, b of one shape, b int32 at 2^10 * scale_w."""
     rows = x.reshape(x.size // w.size, w.size)
-    bits = TARGETS[platform.lower()].normal_bits
+    bits = known(platform.lower()).normal_bits
     y = run_rows(rows, scale_x=scale_x, eps=epsilon, centred=True, bits=bits)
     return run_affine(y, w.reshape(-1), b.reshape(-1), scale_w, scale_o, o_bits).reshape(x.shape)
 

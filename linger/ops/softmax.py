@@ -39,7 +39,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, constant_operand
 from linger.ops._softmax_body import body_log, body_softmax, real_log, real_softmax
-from linger.targets import TARGETS, Softmax
+from linger.targets import TARGETS, Softmax, known
 from linger.targets._softmax import EXP_OF_0, HIGHEST
 
 WIDEST = 16  # bits of the input
@@ -97,7 +97,7 @@ class SoftmaxSite(Site):
 
     def chosen(self) -> Softmax:
         """The chip's variant."""
-        return TARGETS[self.chip].softmax
+        return known(self.chip).softmax
 
     def forward(self, x: Tensor, dim: int | None = None, **_: Any) -> Tensor:
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
@@ -147,7 +147,7 @@ class SoftmaxSite(Site):
         axis = row_axis(rank, call.get("dim")) - rank
         attrs = {"scale_x": x.scale, "scale_o": out.scale, "data_bits": x.bits, "o_bits": out.bits}
         attrs |= {"axis": axis, "dim": axis}
-        platform = TARGETS[self.chip].platform
+        platform = known(self.chip).platform
         form = f"{platform} {exponent(x.scale)} {exponent(out.scale)} {x.bits} {out.bits} {axis}"
         source: int | str = "%0" if self.negates else 0
         node = Lowered(op_type=self.op_type, inputs=(source,), attrs=attrs, bits=out.bits, form=form)
@@ -218,7 +218,7 @@ def run_softmax(
     bits = o_bits or 8 * x.dtype.itemsize
     if x.size == 0:
         return x.astype(int_dtype(bits))
-    chip = TARGETS[platform.lower()].softmax
+    chip = known(platform.lower()).softmax
     p = chip_math.probability(chip_math.argument(x, scale_x), dim if axis is None else axis, chip)
     return saturate(shift_round(p, min(15 - exponent(scale_o), FAR)), bits)
 
@@ -231,7 +231,7 @@ def run_log(
     bits = o_bits or 8 * x.dtype.itemsize
     if x.size == 0:
         return x.astype(int_dtype(bits))
-    chip = TARGETS[platform.lower()].softmax
+    chip = known(platform.lower()).softmax
     y = chip_math.log_probability(chip_math.argument(x, scale_x), dim if axis is None else axis, chip)
     return saturate(shift_round(y, min(chip.log_fraction - exponent(scale_o), FAR)), bits)
 
@@ -243,7 +243,7 @@ def saturating_rows(x: np.ndarray, scale_x: float, axis: int = -1, platform: str
         bool of the shape of ``x`` without ``axis``.
     """
     z = chip_math.argument(x, scale_x)
-    e = chip_math.exp(z - z.max(axis, keepdims=True, initial=-(2**31)), TARGETS[platform.lower()].softmax)
+    e = chip_math.exp(z - z.max(axis, keepdims=True, initial=-(2**31)), known(platform.lower()).softmax)
     return e.sum(axis) > HIGHEST  # type: ignore[no-any-return]
 
 

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+import os
+
 from linger.errors import LingerError
 from linger.targets._base import Target
+from linger.targets._differ import difference
+from linger.targets._limits import Latency, Limit, Memory
+from linger.targets._measures import Facts
 from linger.targets._pwl import Pwl
 from linger.targets._softmax import Softmax
-from linger.targets.arcs import ARCS
+from linger.targets._toml import load
+from linger.targets.arcs import ARCS, MARS
 from linger.targets.venus import VENUS
 from linger.targets.venusa import VENUSA
 
 TARGETS: dict[str, Target] = {t.name: t for t in (VENUS, ARCS, VENUSA)}
+BUILT_IN: dict[str, Target] = {**TARGETS, MARS.name: MARS}
+_KNOWN = dict(BUILT_IN)  # and those read from files
 
-__all__ = ["TARGETS", "Pwl", "Softmax", "Target", "target"]
+__all__ = [
+    "TARGETS",
+    "Facts",
+    "Latency",
+    "Limit",
+    "Memory",
+    "Pwl",
+    "Softmax",
+    "Target",
+    "difference",
+    "known",
+    "target",
+]
 
 
-def target(name: str | None) -> Target:
+def known(name: str | os.PathLike[str]) -> Target:
+    """The table under this name or this spelling of the packer, or in this file, which is known by its name from then on.
+
+    Raises:
+        LingerError: there is none, or the file is wrong.
+    """
+    said = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
+    if said.endswith(".toml"):
+        return _read(said)
+    found = _KNOWN.get(said.lower())
+    if found is None:
+        raise LingerError(
+            f"target is {name!r}, allowed are {', '.join(_KNOWN)} and the path of a .toml file; choose one of them"
+        )
+    return found
+
+
+def _read(path: str) -> Target:
+    made = load(path, known)
+    if made.name in BUILT_IN:
+        raise LingerError(f"{path}:1: found the name {made.name!r}, allowed are names of no other chip; rename it")
+    _KNOWN[made.name] = made
+    return made
+
+
+def target(name: str | os.PathLike[str] | None) -> Target:
     """The table of a chip; venus where none is named.
 
     Raises:
         LingerError: there is no such chip.
     """
-    if name is None:
-        return VENUS
-    found = TARGETS.get(str(name).lower())
-    if found is None:
-        raise LingerError(f"target is {name!r}, allowed are {', '.join(TARGETS)}; choose one of them")
-    return found
+    return VENUS if name is None else known(name)

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from linger.targets._limits import Latency, Limit, Memory
 from linger.targets._pwl import Pwl
 from linger.targets._softmax import Softmax
+from linger.targets._workspace import Workspace
 
 LACKS = {
     "GroupNormInt": "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm",
     "RMSNormInt": "the engine has no root-mean-square normalization; use nn.LayerNorm",
+    "RNNInt": "the engine has no plain recurrent layer; use nn.LSTM",
+    "GRUInt": "the engine's GRU counts half of the previous state, or has no meaning at all; use nn.LSTM",
     "iqStd": "the engine has no standard deviation; use the variance",
 }  # of every chip
 
@@ -24,6 +28,9 @@ class Target:
     ``weight_bits``: op type -> width in which its node reads the weight, where that is fixed. ``normal_bits``: width of a
     normalized value before the weight. ``longest_row``: op type -> elements of an 8-bit row up to which the engine's
     sums cannot wrap. ``lacks``: op type -> why the engine has no such node; it exports and runs everywhere else.
+    ``time_swapped``: the engine's recurrent nodes find the steps on axis 1 where ``batch_first`` is 0.
+    ``cat_requants``: an input of a cat that is finer than its output has to be brought to the output's scale before.
+    ``ops``: op type -> what the engine does with it, a word of ``STATUSES``; an op that is not there cannot run.
     """
 
     name: str
@@ -38,6 +45,13 @@ class Target:
     normal_bits: int = 32
     longest_row: Mapping[str, int] = field(default_factory=lambda: {"LayerNormInt": 362})
     lacks: Mapping[str, str] = field(default_factory=lambda: dict(LACKS))
+    time_swapped: bool = False
+    cat_requants: bool = False
+    ops: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    workspaces: Mapping[str, Workspace] = field(default_factory=dict)
+    latency: Latency = field(default_factory=Latency)
 
     def attributes(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """A node's attributes as this chip's packer wants them: with its own where there is a scale, widths it can read."""

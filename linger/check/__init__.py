@@ -1,0 +1,116 @@
+"""``linger.check``: whether a net fits a chip, and what it costs there, before it is trained."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import onnx
+from torch import nn
+
+from linger import runtime
+from linger.check._cost import cost_of, cycles_of
+from linger.check._file import File, facts_of
+from linger.check._memory import usage
+from linger.check._net import exported
+from linger.check._report import Layer, Report, Space
+from linger.check._rules import Violation, is_float, violations
+from linger.errors import during
+from linger.swap import require_net
+from linger.targets import Target
+from linger.targets import target as find_target
+from linger.targets._words import bytes_text
+
+__all__ = ["Layer", "Report", "Space", "Violation", "check"]
+
+
+def check(
+    net: nn.Module | str | os.PathLike[str] | onnx.ModelProto,
+    *args: Any,
+    target: str | os.PathLike[str] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    data_bits: int = 8,
+    parameter_bits: int = 8,
+    out_bits: int = 8,
+    quiet: bool = False,
+) -> Report:
+    """Compare a net of any stage, or an exported file, with a chip's table. The net stays as it is.
+
+    Args:
+        net: a float, traced, normalized or fixed-point net, or the path of an exported file.
+        args: inputs of its forward, one sample; of a file with dynamic axes, arrays that say their sizes.
+        target: the chip, or the path of a .toml file; by default that of the net or the file, else venus.
+        kwargs: keyword inputs of the forward.
+        data_bits: width of layer inputs, as for ``init``; without effect on a net that is converted.
+        parameter_bits: width of weights.
+        out_bits: width of layer outputs.
+        quiet: do not print the report.
+
+    Returns:
+        Every violation with its way out, every layer's cost, and the sums.
+
+    Raises:
+        LingerError: the forward does not run on these inputs, or there is no such chip.
+    """
+    with during("check"):
+        bits = {"data_bits": data_bits, "parameter_bits": parameter_bits, "out_bits": out_bits}
+        report = _report(net, args, target, kwargs or {}, bits)
+    if not quiet:
+        print(report)
+    return report
+
+
+def _report(
+    net: Any, args: tuple[Any, ...], target: str | os.PathLike[str] | None, kwargs: dict[str, Any], bits: dict[str, int]
+) -> Report:
+    if isinstance(net, nn.Module):
+        chip = find_target(target or net.__dict__.get("_linger_target"))
+        proto, origins, left = exported(net, args, kwargs, chip, bits)
+        return of_file(facts_of(proto, origins=origins), chip, left)
+    if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
+        require_net("check", net)
+    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
+    named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
+    return of_file(facts_of(proto, _sizes(proto, args)), find_target(target or named), [])
+
+
+def of_file(file: File, chip: Target, left: list[str]) -> Report:
+    """The report of a file whose facts are known."""
+    layers = tuple(
+        Layer(
+            name=n.layer, op=n.called if n.unknown else n.op, source=n.source, input=n.inputs[0].shape if n.inputs else (),
+            output=n.outputs[0].shape, accumulator=file.accumulators.get(n.layer, 0), in_float=is_float(n), cost=cost_of(n),
+            cycles=cycles_of(n, chip.latency),
+        )
+        for n in file.nodes
+        if n.op not in ("Quant", "Dequant")
+    )  # fmt: skip
+    return Report(
+        target=chip.name, violations=tuple(violations(file, chip)), layers=layers, memory=spaces(file, chip), left=tuple(left)
+    )  # fmt: skip
+
+
+def spaces(file: File, chip: Target) -> tuple[Space, ...]:
+    """What every memory of the chip holds."""
+    used, there = usage(file, chip), chip.memory
+    buffers = bytes_text(sum(used.prefetch))
+    share = f"activations, {bytes_text(used.workspace)} of workspace, {buffers} of prefetch buffers"
+    psram = "parameters" + (
+        f", {bytes_text(used.outside)} of activations larger than share memory" if used.outside else ""
+    )
+    found = [
+        Space(name="share memory", what=share, used=used.activations, size=there.share),
+        Space(name="PSRAM", what=psram, used=used.parameters + used.outside, size=there.psram),
+        Space(name="flash", what="parameters", used=used.parameters, size=there.flash),
+    ]
+    return tuple(found)
+
+
+def _sizes(proto: onnx.ModelProto, args: tuple[Any, ...]) -> dict[str, int]:
+    """Named axes -> their sizes in the arrays given."""
+    found: dict[str, int] = {}
+    for value, given in zip(proto.graph.input, args, strict=False):
+        for d, size in zip(value.type.tensor_type.shape.dim, given.shape, strict=False):
+            if d.dim_param:
+                found[d.dim_param] = int(size)
+    return found

@@ -1,0 +1,57 @@
+"""What ``init`` refuses for a target: layers whose own numbers, without an input, are beyond what the chip can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from linger.errors import LingerError
+from linger.ops import Operand
+from linger.ops._weighted import WeightedInt
+from linger.targets import Facts, Target
+from linger.targets._measures import beyond_limit
+from linger.targets._words import said
+
+
+def facts_of(layer: Any) -> Facts:
+    """A fixed-point twin as limits see it, with an input of which only the number of channels is known."""
+    product, weight = layer.product(), tuple(layer.weight.shape)
+    channels = weight[0] if product.transposed else weight[1] * product.groups
+    rank = len(weight) - 2
+    attrs = product.attrs(weight, Operand(scale=1.0, bits=8, shape=(1, channels, *[1] * rank)))
+    attrs["parameter_bits"] = layer.parameter_bits
+    return Facts(
+        op=layer.op_type, shapes=((1, channels), weight), out=(), attrs=attrs, bits=(layer.data_bits,), out_bits=layer.out_bits
+    )  # fmt: skip
+
+
+def errors_of(layer: nn.Module, chip: Target) -> list[str]:
+    """What the chip refuses about a layer: "kernel 7, allowed 1 to 5"."""
+    if not isinstance(layer, WeightedInt):
+        return []
+    facts, found = facts_of(layer), []
+    for limit in chip.limits:
+        beyond = beyond_limit(facts, limit) if limit.op == facts.op and limit.kind == "error" else []
+        if beyond:
+            number, allowed = said(limit, max(beyond, key=abs))
+            found.append(f"{number}, allowed {allowed}")
+    return found
+
+
+def refuse_layers(made: Mapping[nn.Module, nn.Module], names: Mapping[nn.Module, str], chip: Target) -> None:
+    """Raise for all layers that the chip refuses, in one error.
+
+    Args:
+        made: float layer -> its fixed-point twin.
+        names: float layer -> its dotted name.
+        chip: the target.
+    """
+    each = {names[old]: errors_of(new, chip) for old, new in made.items()}
+    listed = [f"{name or 'the net'} ({'; '.join(errors)})" for name, errors in each.items() if errors]
+    if listed:
+        raise LingerError(
+            f"{chip.name} does not run {', '.join(listed)}; change them, keep them in float with disable_quant, see the ways "
+            "out with linger.check, or pass limits=False for an engine that is not the chip's"
+        )
