@@ -221,9 +221,9 @@ def user_line() -> str:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """A module recorded as one node: a twin, or a layer of torch or linger without children of the user's."""
+    """A module recorded as one node: a twin, or a layer of torch or linger.ops without children of the user's."""
     return isinstance(module, IntModule) or (
-        type(module).__module__.startswith(("torch.nn", "linger."))
+        type(module).__module__.startswith(("torch.nn", "linger.ops."))
         and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
         and type(module) not in CONTAINERS
     )

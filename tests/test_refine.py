@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
+from linger.demo import ResidualNet
 from linger.equalize import equalize
 from linger.floating import in_float
 from linger.numerics import best_weight_scale, fake_quant, scale_from_weight
@@ -138,6 +139,14 @@ def test_two_readers_a_sum_and_a_relu6_end_a_pair() -> None:
     assert equalize(Net(), (X,)) == []
     with pytest.raises(linger.LingerError, match="found no two layers of Net between which channels can be scaled"):
         linger.calibrate(Net(), DATA, equalize=True, progress=False)
+
+
+def test_the_demos_net_is_looked_into() -> None:
+    """Its classes live in linger, but are a user's net and no layer."""
+    net, x = ResidualNet().eval(), torch.randn(1, 1, 28, 28)
+    linger.trace_layers(net, net, x)
+    assert isinstance(net.conv, linger.NormalizeConvBN2d)
+    assert equalize(net, (x,)) == [(f"block{i}.conv1", f"block{i}.conv2") for i in (1, 2)]
 
 
 def test_a_linear_layer_over_sequences() -> None:
