@@ -54,6 +54,22 @@ def test_all_options(kind: str, layers: int, both: bool, states: bool, packed: b
     verified(net, tmp_path / "net.onnx", (x * 1.3, *rest))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(
+    ("kind", "layers", "both", "states", "packed", "bits"), FULL, ids=lambda v: str(v).replace("False", "no").replace("True", "yes")
+)  # fmt: skip
+def test_all_options_over_a_thousand_steps(
+    kind: str, layers: int, both: bool, states: bool, packed: bool, bits: int, chip: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    layer = LAYERS[kind](D, H, num_layers=layers, bidirectional=both, batch_first=True)
+    x = torch.randn(3, T, D)
+    rest = [torch.tensor([T, T - 20, 7])] if packed else []
+    rest += first_states(layer, 3) if states else []
+    verified(fixed(Net(layer, packed), (x, *rest), chip, bits), tmp_path / "net.onnx", (x * 1.3, *rest))
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm-projected": ("lstm", {"proj_size": 5, "bidirectional": True, "num_layers": 2}),
     "lstm-without-bias": ("lstm", {"proj_size": 4, "bias": False}),
