@@ -19,7 +19,14 @@ from linger.fuse import trace_layers
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.activations import SigmoidSite as iqSigmoidLayer
 from linger.ops.activations import TanhSite as iqTanhLayer
-from linger.ops.batchnorm import BatchNorm1dInt, BatchNorm2dInt, NormalizeBatchNorm1d, NormalizeBatchNorm2d
+from linger.ops.batchnorm import (
+    BatchNorm1dInt,
+    BatchNorm2dInt,
+    NormalizeBatchNorm1d,
+    NormalizeBatchNorm2d,
+    NormalizeSyncBatchNorm,
+    SyncBatchNormInt,
+)
 from linger.ops.cat import CatSite as iqCatLayer
 from linger.ops.clamp import ClampSite as iqClampLayer
 from linger.ops.clamp import ReLU6Int
@@ -133,6 +140,7 @@ __all__ = [
     "NormalizeLinear",
     "NormalizePReLU",
     "NormalizeRMSNorm",
+    "NormalizeSyncBatchNorm",
     "PReLUInt",
     "PlatFormQuant",
     "QuantMode",
@@ -155,6 +163,7 @@ __all__ = [
     "SetIQTensorTanh",
     "SetIQTensorVar",
     "SetPlatFormQuant",
+    "SyncBatchNormInt",
     "__version__",
     "calibrate",
     "channel_shuffle",

@@ -19,6 +19,7 @@ from linger.limits import refuse_layers
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
 from linger.ops._base import check_bits, dry, twin
 from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
+from linger.ops.batchnorm import BATCHNORMS
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.recipe import Recipe, assigned, recipe_of
@@ -37,7 +38,7 @@ ALWAYS_QUANTIZED = (
 )  # fmt: skip
 DefaultQuantIntXOP = tuple(sorted(QUANTIZABLE, key=lambda t: t.__name__))
 # Layers whose function is no call with a fixed-point form, so that a subclass with a forward of its own has none.
-UNCALLED = (nn.BatchNorm1d, nn.BatchNorm2d)
+UNCALLED = BATCHNORMS
 # Layers that need no twin: they move or drop values, and the grid goes through.
 TRANSPARENT = (
     nn.ReLU, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout1d,
@@ -327,7 +328,7 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
         if not made.weighted:
             settings["out_bits"] = settings["data_bits"]
         made.start(device=device, **settings)
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, BATCHNORMS):
             freeze(made)
         return made  # type: ignore[no-any-return]
 

@@ -14,6 +14,7 @@ from linger.errors import LingerError, during
 from linger.ops import IntModule
 from linger.ops._base import dry
 from linger.ops._normalize import Normalized
+from linger.ops.batchnorm import BATCHNORMS
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.swap import require_net
@@ -22,7 +23,6 @@ from linger.trace import Graph, Node, recorded
 RELU = {"ReLU", "relu"}
 SIGMOID = {"Sigmoid", "sigmoid"}
 CONV = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def consumers(graph: Graph) -> dict[int, list[Node | None]]:
@@ -178,7 +178,7 @@ def _mark(
         for what, ops in (("relu", RELU), ("sigmoid", SIGMOID)):
             conv, bn, linear = flags[what]
             wanted = bn if name in ends else next(
-                (w for w, kinds in ((conv, CONV), (bn, NORM), (linear, (nn.Linear,))) if isinstance(module, kinds)), False
+                (w for w, kinds in ((conv, CONV), (bn, BATCHNORMS), (linear, (nn.Linear,))) if isinstance(module, kinds)), False
             )  # fmt: skip
             last = followed.get(ends.get(name, name), set())
             if wanted and last and last <= ops:

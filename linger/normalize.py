@@ -12,6 +12,7 @@ from linger.errors import LingerError, during
 from linger.ops import BY_FLOAT, IntModule
 from linger.ops._base import twin
 from linger.ops._normalize import Normalized
+from linger.ops.batchnorm import BATCHNORMS
 from linger.ops.convbn import FUSED
 from linger.ops.quant import ScaledRoundLayer
 from linger.swap import Step, Types, freeze, named, require_net, swap, types_of
@@ -130,7 +131,7 @@ def _normalizer(module: nn.Module, bounds: dict[str, Any]) -> Callable[[], nn.Mo
     def make() -> nn.Module:
         made = twin(BY_FLOAT[type(module)].normalized, module)  # type: ignore[arg-type]
         made.start(ahead_relu=getattr(module, "_linger_ahead_relu", False), **bounds)
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, BATCHNORMS):
             freeze(made)
         return made  # type: ignore[no-any-return]
 

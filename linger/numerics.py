@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from linger.errors import LingerError
 
@@ -62,7 +63,21 @@ def version(x: Tensor) -> int:
 def grid_of(x: Any) -> Grid | None:
     """The grid a fixed-point module put on this tensor; None for a plain tensor, or one changed in place since."""
     tag: tuple[Grid, int] | None = getattr(x, "_linger_grid", None)
-    return None if tag is None or tag[1] != version(x) else tag[0]
+    if tag is None:
+        base = _handed_on(x)
+        return None if base is None else grid_of(base)
+    return None if tag[1] != version(x) else tag[0]
+
+
+def _handed_on(x: Any) -> Tensor | None:
+    """What a Python autograd function was given where ``x`` is its result and shares the memory: sharding puts one in front of layers."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return None
+    with torch._C.DisableTorchFunction():
+        base = x._base
+        if base is None or not isinstance(x.grad_fn, BackwardCFunction) or base.dtype != x.dtype:
+            return None
+        return base
 
 
 def set_grid(x: Tensor, grid: Grid | None) -> Tensor:

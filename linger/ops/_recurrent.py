@@ -24,6 +24,7 @@ from linger.ops._base import IntModule
 from linger.ops._cells import Arithmetic, arithmetic
 from linger.ops._recurrent_ops import ideal
 from linger.ops._recurrent_ops import layer as recurrent_layer
+from linger.ops._state import Derived
 from linger.ops._symbolic import tracing
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids
 
@@ -74,6 +75,9 @@ def bias_limit(terms: int, data_bits: int, parameter_bits: int) -> int:
     return WIDE_BIAS if is_wide(terms, data_bits, parameter_bits) else NARROW_BIAS
 
 
+DEEPEST = 32  # layers whose scales are attributes too; deeper ones are in the state dict alone
+
+
 class RecurrentInt(IntModule):
     """Fixed-point twin of nn.LSTM, nn.GRU or nn.RNN. Mixed in before the torch class.
 
@@ -97,6 +101,8 @@ class RecurrentInt(IntModule):
     dropout: float
     bidirectional: bool
     proj_size: int
+    running_o = Derived()
+    vars().update({f"scale_h_l{layer}": Derived() for layer in range(1, DEEPEST)})
 
     def start(self, *, hidden_bits: int | None = None, device: torch.device | None = None, **settings: Any) -> None:
         """``hidden_bits``: width of the hidden state and the output, 8 or 16; None for that of the output."""

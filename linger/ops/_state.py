@@ -23,8 +23,27 @@ def is_learned(name: str) -> bool:
     return name.startswith(NAMES)
 
 
+class Derived:
+    """A key of the state dict that follows from the ranges, as an attribute: whoever saves sharded parameters looks there."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        if module is None:
+            return self
+        try:
+            return module.derived()[self.name].detach()
+        except KeyError:
+            raise AttributeError(f"{type(module).__name__} has no {self.name}") from None
+
+
 class Stored(Learned):
     """Saves what follows from the ranges beside them, and loads every stage's and upstream's own checkpoints."""
+
+    scale_x, scale_o, scale_w, scale_normal = Derived(), Derived(), Derived(), Derived()
+    scale_i, scale_h, scale_iw, scale_hw = Derived(), Derived(), Derived(), Derived()
+    running_w, running_iw, running_hw, running_normal = Derived(), Derived(), Derived(), Derived()
 
     def derived(self) -> dict[str, Tensor]:
         """The keys of upstream's state dict that follow from the running ranges."""

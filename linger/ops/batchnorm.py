@@ -3,18 +3,19 @@
     alpha = gamma / sqrt(var + eps),   beta' = beta - mean * alpha                                     (1)
     acc = q_x * q_alpha + q_beta',   out = saturate(shift_round(acc, log2(s_x * s_w / s_o)))           (2)
 
-Training normalizes with the batch's mean and biased variance, which are also what the running statistics follow.
+Training normalizes with the batch's mean and biased variance, which are also what the running statistics follow; those of
+``nn.SyncBatchNorm`` with the mean and variance of the batches of all ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from linger import observe
 from linger.numerics import (
@@ -28,7 +29,10 @@ from linger.ops._base import IntModule, Op, output_bits, recomputing
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
+from linger.ops._ranks import averaged, joint
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, result_text, room_for_sum
+
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +42,10 @@ def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return m.running_mean, m.running_var
     dims = [d for d in range(x.dim()) if d != 1]
     var, mean = torch.var_mean(x, dims, correction=0)
+    if m.synced and m.training:
+        mean, var = joint(mean, var, x.numel() // x.shape[1], m.process_group)
     if training and m.track_running_stats and not recomputing():
-        _follow(m, *_over_ranks(mean.detach(), var.detach()) if isinstance(m, IntModule) else (mean, var))
+        _follow(m, *averaged(mean.detach(), var.detach()) if isinstance(m, IntModule) and not m.synced else (mean, var))
     return mean, var
 
 
@@ -49,16 +55,6 @@ def _follow(m: Any, mean: Tensor, var: Tensor) -> None:
     momentum = 1.0 / m.num_batches_tracked.to(mean.dtype) if m.momentum is None else m.momentum
     m.running_mean.copy_(torch.lerp(m.running_mean.to(mean.dtype), mean, momentum))
     m.running_var.copy_(torch.lerp(m.running_var.to(var.dtype), var, momentum))
-
-
-def _over_ranks(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """The averages over all ranks: the grid of alpha depends on them, and every rank has the same grids."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return mean, var
-    both = torch.stack((mean, var))
-    dist.all_reduce(both)
-    both /= dist.get_world_size()
-    return both[0], both[1]
 
 
 def _affine(m: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +72,7 @@ class _BatchNormInt(IntModule):
     weighted = True
     learns = ("o",)
     op_type = "BatchNorm2dInt"
+    synced: ClassVar[bool] = False
 
     @classmethod
     def refuses(cls, source: Any) -> str:
@@ -134,9 +131,10 @@ class _BatchNormInt(IntModule):
         peak = np.abs(params["weight"].astype(np.float64)) * reach(x.bits) + np.abs(params["bias"].astype(np.float64))
         form = f"{'f32' if peak.max() < FLOAT32_EXACT else 'f64'}r{len(out.shape)}"
         form += "" if out.bits == 8 else f"_o{out.bits}"
+        op_type = self.op_type or f"BatchNorm{1 if len(out.shape) < 4 else 2}dInt"
         return (
             Lowered(
-                op_type=self.op_type, inputs=(0, "weight", "bias"), attrs=attrs, params=params, bits=out.bits, form=form
+                op_type=op_type, inputs=(0, "weight", "bias"), attrs=attrs, params=params, bits=out.bits, form=form
             ),
         )
 
@@ -151,7 +149,16 @@ class BatchNorm1dInt(_BatchNormInt, nn.BatchNorm1d):
     op_type = "BatchNorm1dInt"
 
 
+class SyncBatchNormInt(_BatchNormInt, _BatchNorm):
+    """``torch.nn.SyncBatchNorm`` in fixed point, with inputs of any rank. No subclass of it: that one needs a GPU."""
+
+    op_type = ""
+    synced = True
+
+
 class _NormalizeBatchNorm(Normalized):
+    synced: ClassVar[bool] = False
+
     def forward(self, x: Tensor) -> Tensor:
         alpha, beta = _affine(self, *_statistics(self, x))
         return self.bound_output(x * _channels(alpha, x) + _channels(beta, x))
@@ -166,6 +173,12 @@ class NormalizeBatchNorm2d(_NormalizeBatchNorm, nn.BatchNorm2d):
 
 class NormalizeBatchNorm1d(_NormalizeBatchNorm, nn.BatchNorm1d):
     """``torch.nn.BatchNorm1d`` whose factors and output stay within bounds."""
+
+
+class NormalizeSyncBatchNorm(_NormalizeBatchNorm, _BatchNorm):
+    """``torch.nn.SyncBatchNorm`` whose factors and output stay within bounds, on every device."""
+
+    synced = True
 
 
 def run(
@@ -218,4 +231,6 @@ OPS = (
        normalized=NormalizeBatchNorm2d, aliases=("QBatchNorm2d",)),
     Op(name="BatchNorm1dInt", run=run, body=body, real=real, integer=BatchNorm1dInt, floats=(nn.BatchNorm1d,),
        normalized=NormalizeBatchNorm1d),
+    Op(name="SyncBatchNormInt", run=run, body=body, real=real, integer=SyncBatchNormInt, floats=(nn.SyncBatchNorm,),
+       normalized=NormalizeSyncBatchNorm),
 )  # fmt: skip
