@@ -225,7 +225,7 @@ def table_form(platform: str, x: Operand, out: Operand, said: Mapping[str, float
 
 def integer_table(
     function: Function, scale_x: float, scale_o: float, bits: int, o_bits: int, platform: str, said: Mapping[str, float],
-    rounding: str,
+    rounding: str = HALF_UP,
 ) -> np.ndarray:  # fmt: skip
     """Equation (1), or (2) where the chip has the function, for every level of ``bits`` bits, lowest first.
 
