@@ -329,7 +329,7 @@ def test_a_killed_rank_is_resumed_from_a_checkpoint(found: Any, tmp_path: Path) 
         assert_equal(torch.load(tmp_path / f"{rank}.pt"), found["halves"][0])
 
 
-def test_every_key_of_a_state_dict_is_an_attribute() -> None:
+def test_every_key_of_a_state_dict_is_an_attribute_with_memory_of_its_own() -> None:
     """Savers of shards look them up on the modules."""
     makes = [nn.Sequential(case.make()) for case in CASES if isinstance(case.make(), nn.Module)]
     makes += [nn.Sequential(make(4, 4, num_layers=3, bidirectional=True)) for make in (nn.LSTM, nn.GRU, nn.RNN)]
@@ -341,6 +341,8 @@ def test_every_key_of_a_state_dict_is_an_attribute() -> None:
                     if "." not in key:
                         assert torch.equal(getattr(module, key).detach(), value), key
                         looked += 1
+        memory = [v.data_ptr() for v in net.state_dict().values() if v.numel()]
+        assert len(memory) == len(set(memory)), "safetensors takes no two names of one memory"
     assert looked > 300
     with pytest.raises(AttributeError, match="scale_iw"):
         fixed().conv1.scale_iw  # noqa: B018
