@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from linger.errors import LingerError
 from linger.files import whole
 
+NONSENSE = re.compile(
+    "Unsupported operand|invalid load key|[Rr]an out|underflow|truncated"
+)  # no pickle, or half of one
 WRAPPED = ("state_dict", "model_state_dict", "model", "net")  # where training scripts keep it in a larger dict
 
 
@@ -29,11 +34,13 @@ def read_weights(f: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         if Path(f).suffix == ".safetensors":
             return dict(safetensors.torch.load_file(f))
-        return _tensors(torch.load(f, map_location="cpu", weights_only=True), name)
+        with warnings.catch_warnings():  # about pickles that are refused anyway
+            warnings.simplefilter("ignore")
+            return _tensors(torch.load(f, map_location="cpu", weights_only=True), name)
     except FileNotFoundError:
         raise LingerError(f"there is no file {name!r}; name one that exists") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "Weights only load failed" not in str(error):
+        if NONSENSE.search(str(error)):
             raise LingerError(f"{name!r} is truncated or no file of weights; save it again") from None
         raise LingerError(
             f"{name!r} holds pickled code, which is refused because loading it would run it, allowed are tensors; save "
@@ -43,12 +50,12 @@ def read_weights(f: str | os.PathLike[str]) -> dict[str, Tensor]:
         if isinstance(error, LingerError):
             raise
         raise LingerError(
-            f"{name!r} is truncated or no file of weights ({_first_line(error)}); save it again"
+            f"{name!r} is truncated or no file of weights ({_first_sentence(error)}); save it again"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _first_sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 def _tensors(found: Any, name: str) -> dict[str, Tensor]:
