@@ -23,7 +23,7 @@ def execute(path: str | os.PathLike[str], given: list[str], runner: str, every: 
         path: the file.
         given: files or shapes, by name or in order; none for the golden inputs.
         runner: "runtime" or one of ``LEVELS``.
-        every: all tensors of the graph.
+        every: all tensors of the graph, its inputs too.
 
     Raises:
         LingerError: the file or an input cannot be read, or the file does not run on the inputs.
@@ -65,7 +65,7 @@ def of_runtime(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], every: bo
     """What the NumPy runtime makes."""
     model = runtime.from_proto(proto)
     model(dict(feed))
-    made = [name for node in proto.graph.node for name in node.output if name] if every else model.outputs
+    made = [*model.inputs, *(n for node in proto.graph.node for n in node.output if n)] if every else model.outputs
     return {name: model.tensors[name] for name in made}
 
 
@@ -87,4 +87,4 @@ def of_onnxruntime(
         raise LingerError(
             f"ONNX Runtime ({level}) does not run the file on these inputs: {error}; check them"
         ) from error
-    return dict(zip([o.name for o in made.get_outputs()], found, strict=True))
+    return (dict(feed) if every else {}) | dict(zip([o.name for o in made.get_outputs()], found, strict=True))

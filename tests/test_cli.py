@@ -179,7 +179,7 @@ def test_run_writes_what_the_runtime_says() -> None:
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model(x.numpy())
     with np.load("a.npz") as a, np.load("b.npz") as b:
-        assert set(a.files) == set(b.files) == {n for node in model.proto.graph.node for n in node.output}
+        assert set(a.files) == set(b.files) == {"x", *(n for node in model.proto.graph.node for n in node.output)}
         for name in a.files:
             assert a[name].tolist() == b[name].tolist() == model.tensors[name].tolist()
     first = Path("a.npz").read_bytes()

@@ -1,0 +1,456 @@
+"""Mistakes of implementations, put into files and runs on purpose: nets x kinds of faults x nodes, as data.
+
+Arithmetic faults are computed here from sums that PyTorch makes in float64, independently of ``linger.why``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import linger
+from linger import runtime
+
+Arrays = dict[str, np.ndarray]
+
+
+# --- five nets
+
+
+class Image(nn.Module):
+    """conv-bn-relu twice, a residual sum, flattened into a linear layer: (N, 3, 10, 10)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 5 * 5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(x + self.bn2(self.conv2(x))), 2)
+        return self.fc(x.flatten(1))
+
+
+class Mobile(nn.Module):
+    """depthwise and pointwise, channels joined, a strided convolution: (N, 4, 12, 12)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.bn = nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.BatchNorm2d(8)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.down = nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn(self.deep(x)))
+        y = torch.cat([self.point(y), x], 1)
+        return self.fc(F.relu(self.down(y)).mean((2, 3)))
+
+
+class Sound(nn.Module):
+    """a gated convolution over time and a linear layer: (N, 6, 40)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv1d(6, 12, 5, padding=2), nn.Conv1d(6, 12, 5, padding=2)
+        self.norm = nn.BatchNorm1d(12)
+        self.fc = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(torch.tanh(self.conv(x)) * torch.sigmoid(self.gate(x)))
+        return self.fc(y.transpose(1, 2))
+
+
+class Words(nn.Module):
+    """attention by hand and a normalization: (N, 9, 16)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+        self.norm = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        x = self.norm(x + scores.softmax(-1) @ self.value(x))
+        return self.fc(x)
+
+
+class Wide(nn.Module):
+    """16-bit weights and activations, long sums: (N, 600)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(600, 24), nn.Linear(24, 24), nn.Linear(24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(torch.relu(self.two(torch.relu(self.one(x)))))
+
+
+NETS: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
+    "image": (Image, (3, 3, 10, 10), "venus"),
+    "mobile": (Mobile, (2, 4, 12, 12), "arcs"),
+    "sound": (Sound, (3, 6, 40), "venus"),
+    "words": (Words, (3, 9, 16), "venusa"),
+    "wide": (Wide, (16, 600), "venus"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A net, its file, an input and the tensors of the right run."""
+
+    name: str
+    net: nn.Module
+    proto: onnx.ModelProto
+    x: Tensor
+    right: Arrays
+
+
+@cache
+def made(name: str, eps: float = 1e-5) -> Made:
+    """The net trained on nothing but random numbers, with statistics that make an eps matter."""
+    cls, shape, chip = NETS[name]
+    g = torch.Generator().manual_seed(7)
+    torch.manual_seed(3)
+    net = cls()
+    for m in net.modules():
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            m.eps = eps
+            m.running_var.copy_(10 ** (-3.5 * torch.rand(m.num_features, generator=g)))
+            m.weight.data.copy_(m.running_var.sqrt() * (0.5 + torch.rand(m.num_features, generator=g)))
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            m.bias.data.copy_(torch.randn(m.bias.shape, generator=g) * 0.3)
+    x = torch.randn(shape, generator=g)
+    linger.trace_layers(net, net, x)
+    bits = 16 if name == "wide" else 8
+    linger.init(net, target=chip, limits=False, data_bits=bits, out_bits=bits, parameter_bits=bits)
+    statistics = {k: v.clone() for k, v in net.state_dict().items() if "running_mean" in k or "running_var" in k}
+    net(x)
+    net.load_state_dict(statistics, strict=False)
+    for key, value in net.state_dict(keep_vars=True).items():
+        if key.endswith("running_o"):
+            value.mul_(0.6)  # some results saturate
+    if eps != 1e-5:  # the ranges of the net with the right eps
+        right = made(name).net.state_dict()
+        for key, value in net.state_dict(keep_vars=True).items():
+            if key.rpartition(".")[2] in ("running_x", "running_o", "running_y"):
+                value.copy_(right[key])
+    proto = linger.onnx.export(net.eval(), (x,))
+    return Made(name=name, net=net, proto=proto, x=x, right=run(proto, x))
+
+
+def run(proto: onnx.ModelProto, x: Tensor, replaced: dict[str, Callable[..., Any]] | None = None) -> Arrays:
+    """Every tensor of a file's run, with other functions for some nodes."""
+    model = runtime.from_proto(proto)
+    model.steps = [(node, (replaced or {}).get(node.output[0], step)) for node, step in model.steps]
+    model(x.numpy())
+    stored = {i.name for i in proto.graph.initializer}
+    return {k: v for k, v in model.tensors.items() if k not in stored}
+
+
+# --- arithmetic faults: functions of the exact sum v, the shift n, and the width
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def sums(node: onnx.NodeProto, x: list[np.ndarray], dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """sum(q_x q_w) + q_b of a weighted node, by PyTorch."""
+    a = attributes(node)
+    t, w = (torch.from_numpy(v.astype(np.float64)).to(dtype) for v in x[:2])
+    if node.op_type.startswith("Conv"):
+        conv = F.conv2d if w.dim() == 4 else F.conv1d
+        pads = list(a["pads"])[: w.dim() - 2]
+        y = conv(t, w, None, tuple(a["strides"]), tuple(pads), tuple(a["dilations"]), a["group"])
+        b = torch.from_numpy(x[2].astype(np.float64)).reshape(1, -1, *[1] * (w.dim() - 2))
+    else:
+        y = t @ (w.T if node.op_type == "LinearInt" else w)
+        b = torch.from_numpy(x[2].astype(np.float64)) if len(x) > 2 else torch.zeros(())
+    return (y.double() + b).numpy()
+
+
+def shift_of(node: onnx.NodeProto) -> int:
+    a = attributes(node)
+    return int(np.log2(a["scale_x"] * a.get("scale_w", a.get("scale_y", 1.0)) / a["scale_o"]))
+
+
+Rounding = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def clipped(v: np.ndarray, bits: int) -> np.ndarray:
+    return np.clip(v, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def wraps(v: np.ndarray, bits: int) -> np.ndarray:
+    return (v + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+
+
+def halfway(v: np.ndarray, n: int) -> np.ndarray:
+    return np.floor(v / 2.0**n + 0.5)
+
+
+ARITHMETIC: dict[str, list[tuple[str, Rounding]]] = {
+    "tie": [
+        ("even", lambda v, n, b: clipped(np.rint(v / 2.0**n), b)),
+        ("down", lambda v, n, b: clipped(np.ceil(v / 2.0**n - 0.5), b)),
+        ("away", lambda v, n, b: clipped(np.sign(v) * np.floor(np.abs(v) / 2.0**n + 0.5), b)),
+    ],
+    "truncation": [
+        ("floor", lambda v, n, b: clipped(np.floor(v / 2.0**n), b)),
+        ("zero", lambda v, n, b: clipped(np.trunc(v / 2.0**n), b)),
+    ],
+    "double rounding": [
+        ("half", lambda v, n, b: clipped(halfway(halfway(v, n // 2), n - n // 2), b)),
+        ("late", lambda v, n, b: clipped(halfway(halfway(v, n - 2), 2), b)),
+        ("even", lambda v, n, b: clipped(np.rint(np.rint(v / 2.0 ** (n - 3)) / 8), b)),
+    ],
+    "saturation": [
+        ("wraps", lambda v, n, b: wraps(halfway(v, n), b)),
+        ("symmetric", lambda v, n, b: np.maximum(clipped(halfway(v, n), b), -(2 ** (b - 1)) + 1)),
+    ],
+    "accumulator overflow": [
+        ("int32", lambda v, n, b: clipped(halfway(wraps(v, 32), n), b)),
+        ("int32 saturates", lambda v, n, b: clipped(halfway(clipped(v, 32), n), b)),
+        ("int16", lambda v, n, b: clipped(halfway(wraps(v, 16), n), b)),
+        ("float32", lambda v, n, b: clipped(halfway(v.astype(np.float32).astype(np.float64), n), b)),
+    ],
+}  # fmt: skip
+NORMALIZED = ("image", "mobile", "sound")  # by batch statistics
+WEIGHTED = ("Conv1dInt", "Conv2dInt", "LinearInt", "BmmInt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One seeded fault: what the faulty run computes. ``mutated``: the file that makes it, where a file does."""
+
+    net: str
+    kind: str
+    form: str
+    node: str
+    wrong: Arrays
+    mutated: onnx.ModelProto | None = None
+
+
+def arithmetic(m: Made) -> Iterator[Fault]:
+    for node in m.proto.graph.node:
+        if node.op_type not in WEIGHTED or shift_of(node) < 3:
+            continue
+        for kind, forms in ARITHMETIC.items():
+            for form, rounding in forms:
+
+                def step(*x: np.ndarray, node: onnx.NodeProto = node, rounding: Rounding = rounding) -> np.ndarray:
+                    bits = 8 * m.right[node.output[0]].dtype.itemsize
+                    return rounding(sums(node, list(x)), shift_of(node), bits).astype(m.right[node.output[0]].dtype)
+
+                wrong = run(m.proto, m.x, {node.output[0]: step})
+                yield Fault(net=m.name, kind=kind, form=form, node=node.output[0], wrong=wrong)
+
+
+def quantization(m: Made) -> Iterator[Fault]:
+    """The input brought to its grid in another way."""
+    node = m.proto.graph.node[0]
+    scale, dtype = attributes(node)["scale_x"], m.right[node.output[0]].dtype
+    bits = 8 * dtype.itemsize
+    for form, cut in (("floor", np.floor), ("zero", np.trunc)):
+
+        def step(x: np.ndarray, cut: Any = cut) -> np.ndarray:
+            return clipped(cut(x.astype(np.float64) * scale), bits).astype(dtype)
+
+        yield Fault(
+            net=m.name, kind="truncation", form=f"quant {form}", node=node.output[0],
+            wrong=run(m.proto, m.x, {node.output[0]: step}),
+        )  # fmt: skip
+
+
+# --- faults of files
+
+
+def _file(
+    m: Made, kind: str, form: str, node: onnx.NodeProto, change: Callable[[onnx.ModelProto, onnx.NodeProto], Any]
+) -> Fault:
+    proto = copy.deepcopy(m.proto)
+    change(proto, next(n for n in proto.graph.node if n.output[0] == node.output[0]))
+    return Fault(net=m.name, kind=kind, form=form, node=node.output[0], wrong=run(proto, m.x), mutated=proto)
+
+
+def _scaled(name: str, factor: float) -> Callable[[onnx.ModelProto, onnx.NodeProto], None]:
+    def change(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+        next(a for a in node.attribute if a.name == name).f *= factor
+
+    return change
+
+
+def _stored(
+    position: int, make: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[onnx.ModelProto, onnx.NodeProto], None]:
+    def change(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+        tensor = next(i for i in proto.graph.initializer if i.name == node.input[position])
+        old = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(make(old.copy()).astype(old.dtype), tensor.name))
+
+    return change
+
+
+def scales(m: Made) -> Iterator[Fault]:
+    for node in m.proto.graph.node:
+        names = [a.name for a in node.attribute if a.name.startswith("scale_")]
+        if node.op_type == "Dequant" or node.op_type in TABLES:
+            continue
+        for name in names:
+            for factor in (0.5, 2.0):
+                yield _file(m, "off by one exponent", f"{name} x {factor}", node, _scaled(name, factor))
+            for factor in (0.25, 4.0, 16.0):
+                yield _file(m, "stale grid", f"{name} x {factor}", node, _scaled(name, factor))
+
+
+def _rounded(b: np.ndarray, n: int) -> np.ndarray:
+    return np.floor(b / 2.0**n + 0.5)
+
+
+BIASES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "4 times": lambda b: b * 4, "64 times": lambda b: b * 64, "an eighth": lambda b: _rounded(b, 3),
+    "missing": lambda b: b * 0,
+}  # fmt: skip
+
+
+def biases(m: Made) -> Iterator[Fault]:
+    for node in m.proto.graph.node:
+        if node.op_type in WEIGHTED[:3]:
+            for form, make in BIASES.items():
+                yield _file(m, "bias scale", form, node, _stored(2, make))
+
+
+def layouts(m: Made) -> Iterator[Fault]:
+    shapes = {k: v.shape for k, v in m.right.items()}
+    for node in m.proto.graph.node:
+        if node.op_type.startswith("Conv"):
+            space = len(shapes[node.output[0]]) - 2
+            yield _file(m, "layout", "turned kernel", node, _stored(1, lambda w: np.flip(w, tuple(range(2, w.ndim)))))
+            yield _file(m, "layout", "OHWI", node, _stored(1, lambda w: np.moveaxis(w, 1, -1).reshape(w.shape)))
+            if space == 2:
+                yield _file(m, "layout", "kernel axes", node, _stored(1, lambda w: w.swapaxes(2, 3)))
+        if node.op_type == "LinearInt":
+            yield _file(m, "layout", "transposed", node, _stored(1, lambda w: w.T.reshape(w.shape)))
+        made_by = {n.output[0]: n for n in m.proto.graph.node}
+        before = made_by.get(node.input[0])
+        if node.op_type == "LinearInt" and before is not None and len(shapes.get(before.input[0], ())) == 4:
+            c, h, w_ = shapes[before.input[0]][1:]
+            order = np.arange(c * h * w_).reshape(c, h, w_).transpose(1, 2, 0).reshape(-1)
+            yield _file(m, "layout", "NHWC flattened", node, _stored(1, lambda w, o=order: w[:, np.argsort(o)]))
+        if node.op_type in WEIGHTED[:2]:
+            right = m.right[node.output[0]]
+            last = np.moveaxis(right, 1, -1).reshape(right.shape)
+            wrong = run(m.proto, m.x, {node.output[0]: lambda *x, y=last: y})
+            yield Fault(net=m.name, kind="layout", form="NHWC result", node=node.output[0], wrong=wrong)
+
+
+def paddings(m: Made) -> Iterator[Fault]:
+    for node in m.proto.graph.node:
+        if not any(attributes(node).get("pads", ())):
+            continue
+        for value in (-128, 127, 3, -1):
+
+            def step(*x: np.ndarray, node: onnx.NodeProto = node, value: int = value) -> np.ndarray:
+                plain = copy.deepcopy(node)
+                pads = list(attributes(node)["pads"])
+                next(a for a in plain.attribute if a.name == "pads").ints[:] = [0] * len(pads)
+                rank = len(pads) // 2
+                around = ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True))
+                padded = np.pad(x[0].astype(np.int64), around, constant_values=value)
+                y = sums(plain, [padded, *x[1:]])
+                return clipped(halfway(y, shift_of(node)), 8).astype(np.int8)
+
+            wrong = run(m.proto, m.x, {node.output[0]: step})
+            yield Fault(net=m.name, kind="padding value", form=str(value), node=node.output[0], wrong=wrong)
+
+
+TABLES = ("iqSigmoid", "iqTanh", "SoftmaxInt")
+
+
+def tables(m: Made) -> Iterator[Fault]:
+    def chip(platform: str) -> Callable[[onnx.ModelProto, onnx.NodeProto], None]:
+        def change(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+            next(a for a in node.attribute if a.name == "platform").s = platform.encode()
+
+        return change
+
+    def other(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+        node.op_type = {"iqSigmoid": "iqHardsigmoid", "iqTanh": "iqSoftsign"}[node.op_type]
+
+    for node in m.proto.graph.node:
+        if node.op_type not in TABLES:
+            continue
+        for platform in ("venus", "arcs", "venusa"):
+            yield _file(m, "wrong table", platform, node, chip(platform))
+        if node.op_type == "SoftmaxInt":
+            continue
+        yield _file(m, "wrong table", "other function", node, other)
+        scale, dtype = attributes(node)["scale_x"], m.right[node.output[0]].dtype
+        function = np.tanh if node.op_type == "iqTanh" else lambda v: 1 / (1 + np.exp(-v))
+        exact = lambda x, f=function, s=scale, d=dtype: clipped(np.floor(f(x / s) * 128 + 0.5), 8).astype(d)  # noqa: E731
+        yield Fault(
+            net=m.name,
+            kind="wrong table",
+            form="exact",
+            node=node.output[0],
+            wrong=run(m.proto, m.x, {node.output[0]: exact}),
+        )
+
+
+def epsilons(m: Made) -> Iterator[Fault]:
+    def changed(value: float) -> Callable[[onnx.ModelProto, onnx.NodeProto], None]:
+        def change(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+            next(a for a in node.attribute if a.name == "epsilon").f = value
+
+        return change
+
+    for node in m.proto.graph.node:
+        if "epsilon" in attributes(node):
+            for value in (1e-3, 0.0):
+                yield _file(m, "normalization eps", str(value), node, changed(value))
+    if m.name in NORMALIZED:
+        for value in (1e-3, 1e-2):
+            other = made(m.name, value)
+            wrong = run(other.proto, m.x)
+            first = next(
+                n.output[0] for n in m.proto.graph.node if not np.array_equal(m.right[n.output[0]], wrong[n.output[0]])
+            )
+            yield Fault(net=m.name, kind="normalization eps", form=f"bn {value}", node=first, wrong=wrong)
+
+
+def weights(m: Made) -> Iterator[Fault]:
+    def flip(w: np.ndarray, at: int, bit: int) -> np.ndarray:
+        flat = w.reshape(-1).view(np.uint8 if w.dtype == np.int8 else np.uint16)
+        flat[at % flat.size] ^= 1 << bit
+        return w
+
+    for node in m.proto.graph.node:
+        if node.op_type in WEIGHTED[:3] and m.name != "wide":
+            for at, bit in ((5, 6), (17, 4)):
+                change = _stored(1, lambda w, at=at, bit=bit: flip(w, at, bit))
+                yield _file(m, "stored weight", f"bit {bit}", node, change)
+
+
+SEEDS = (arithmetic, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
+
+
+def seeded(name: str) -> Iterator[Fault]:
+    """The faults of a net that change something at their own node."""
+    m = made(name)
+    for seed in SEEDS:
+        for fault in seed(m):
+            if not np.array_equal(fault.wrong[fault.node], m.right[fault.node]):
+                yield fault
