@@ -89,6 +89,7 @@ from linger.settings import (
 )
 from linger.training import param_groups
 from linger.verify import verify
+from linger.why import why
 
 BatchNormInt = BatchNorm2dInt
 
@@ -197,4 +198,5 @@ __all__ = [
     "trace_layers",
     "verify",
     "wb_analyse",
+    "why",
 ]

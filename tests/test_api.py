@@ -36,7 +36,7 @@ SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuan
 channel_shuffle check config disable_normalize disable_quant fit fix_dequant freeze_batchnorm freeze_thresholds hold_ranges
 init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer iqSubLayer iqSumLayer iqTanhLayer
 iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
-quant_tensor retarget runtime search sensitivity settings trace_layers verify wb_analyse
+quant_tensor retarget runtime search sensitivity settings trace_layers verify wb_analyse why
 """
 NAMES = LISTED.split()
 
@@ -74,6 +74,7 @@ SIGNATURES = {
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
     "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, golden=None, **options",
     "runtime.load": "path",
+    "why": "file, first, second='runtime', *, inputs=None, progress=False, quiet=False",
     "wb_analyse": "path_or_state_dict, save_log_path='wb_analyse.log'",
     "fix_dequant": "model_name, is_check=False",
     "Dumper.enable_dump_quanted": "self, model, path='./dump', match_pattern='.*'",

@@ -163,6 +163,7 @@ WHY_ELSEWHERE = {  # file -> why its rounding is none of numerics.py's
     "linger/ops/softmax.py": "the chip's probabilities brought to the output grid in place",
     "linger/ops/where.py": "a fill brought to the grid, on the device and as a number",
     "linger/why/_arithmetic.py": "what other implementations compute: every rounding but ours",
+    "linger/why/_fits.py": "a line of least squares, rounded as the file does",
     "linger/why/_hypotheses.py": "the float function where a chip has a table",
     "linger/why/_runs.py": "whole numbers of a text file",
     "linger/targets/_softmax.py": "the chip's tables, as its maker rounded them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,7 @@ def why(
         proto = file if isinstance(file, onnx.ModelProto) else runtime.read(file)
         model = runtime.from_proto(proto, "the model" if isinstance(file, onnx.ModelProto) else os.fspath(file))
         feed = _feed(proto, inputs)
-        a, b = (read_run(run, proto, feed, inputs) for run in (first, second))
+        a, b = (read_run(run, proto, feed) for run in (first, second))
         found = _compare(model, a, b, feed or {}, progress)
     if not quiet:
         print(found)
@@ -150,13 +151,18 @@ def _explain(
     found = a if wrong == "first" else b
     index = first_difference(a, b) or ()
     place: dict[str, Any] = {
-        "tensor": target, "op": segment.nodes[-1].op_type, "index": index, "first": float(a[index]), "second": float(b[index]),
-        "expected": float(expected[index]), "differing": int((a != b).sum()), "elements": a.size, "wrong": wrong,
+        "tensor": target, "op": segment.nodes[-1].op_type, "index": index, "first": _number(a[index]), "second": _number(b[index]),
+        "expected": _number(expected[index]), "differing": int((a != b).sum()), "elements": a.size, "wrong": wrong,
     }  # fmt: skip
     cause = Search(segment, found, progress).best(index)
     broken = damaged(model.proto)
     evidence = (*cause.pop("evidence"), *([f"the file itself is damaged: {', '.join(broken)}"] if broken else []))
     return Why(compared=compared, **place, **cause, evidence=evidence)
+
+
+def _number(value: Any) -> float | None:
+    """For a report and for JSON."""
+    return float(value) if math.isfinite(value) else None
 
 
 class Search:

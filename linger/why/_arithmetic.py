@@ -133,12 +133,14 @@ def _rounded_to_single(v: np.ndarray) -> np.ndarray:
     return v.astype(np.float32).astype(np.int64)
 
 
-OVERFLOWS: dict[str, dict[str, Step]] = {
-    "int32 wraps around": _before_rounding(lambda v: wrapped(v, 32)),
-    "int32 saturates": _before_rounding(lambda v: np.clip(v, -(2**31), 2**31 - 1)),
+NARROW: dict[str, dict[str, Step]] = {
     "24 bits wrap around": _before_rounding(lambda v: wrapped(v, 24)),
     "int16 wraps around": _before_rounding(lambda v: wrapped(v, 16)),
     "int16 saturates": _before_rounding(lambda v: np.clip(v, -(2**15), 2**15 - 1)),
+}
+WIDE: dict[str, dict[str, Step]] = {
+    "int32 wraps around": _before_rounding(lambda v: wrapped(v, 32)),
+    "int32 saturates": _before_rounding(lambda v: np.clip(v, -(2**31), 2**31 - 1)),
     "float32 holds no sum beyond 2^24": _before_rounding(_rounded_to_single),
     "float32 sums beyond 2^24": {"exact_matmul": _single},
     "float32 sums beyond 2^24, in order": {"exact_matmul": _single_in_order},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +11,27 @@ import numpy as np
 from linger.numerics import levels, shift_round
 from linger.targets import TARGETS
 from linger.why import _layout
-from linger.why._arithmetic import CUTS, OVERFLOWS, SATURATIONS, TIES, twice
+from linger.why._arithmetic import CUTS, NARROW, SATURATIONS, TIES, WIDE, Step, twice
 from linger.why._case import View
 
 Variant = tuple[str, np.ndarray | None]
+Recompute = Callable[[View], Iterator[Variant]]
 FAR = 8  # exponents that a stale grid may be away
 FAR_BIAS = 16
 EPS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
-WITH_TABLES = ("iqSigmoid", "iqTanh", "iqGelu", "iqGeluTanh", "iqSilu", "SoftmaxInt", "LogSoftmaxInt")
+WITH_TABLES = (
+    "iqSigmoid", "iqTanh", "iqGelu", "iqGeluTanh", "iqSilu", "SoftmaxInt", "LogSoftmaxInt", "iqHardsigmoid", "iqSoftsign", "iqHardswish",
+)  # fmt: skip
 EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "iqSigmoid": lambda v: 1 / (1 + np.exp(-v)),
     "iqTanh": np.tanh,
     "iqSilu": lambda v: v / (1 + np.exp(-v)),
     "iqGelu": lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
 }
-ALIKE = {"iqGelu": "iqGeluTanh", "iqGeluTanh": "iqGelu", "iqSigmoid": "iqHardsigmoid", "iqTanh": "iqSoftsign"}
+ALIKE = {
+    "iqGelu": "iqGeluTanh", "iqGeluTanh": "iqGelu", "iqSigmoid": "iqHardsigmoid", "iqHardsigmoid": "iqSigmoid",
+    "iqTanh": "iqSoftsign", "iqSoftsign": "iqTanh", "iqSilu": "iqHardswish", "iqHardswish": "iqSilu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Hypothesis:
 
     name: str
     what: str
-    recompute: Callable[[View], Iterator[Variant]]
+    recompute: Recompute
 
 
 def tie(view: View) -> Iterator[Variant]:
@@ -60,9 +66,12 @@ def saturation(view: View) -> Iterator[Variant]:
         yield f"beyond the limits, {name}", view.again(steps=steps)
 
 
-def overflow(view: View) -> Iterator[Variant]:
-    for name, steps in OVERFLOWS.items():
-        yield f"the accumulator overflows: {name}", view.again(steps=steps)
+def overflow(forms: Mapping[str, Mapping[str, Step]]) -> Recompute:
+    def recompute(view: View) -> Iterator[Variant]:
+        for name, steps in forms.items():
+            yield f"the accumulator overflows: {name}", view.again(steps=steps)
+
+    return recompute
 
 
 def _scales(view: View, steps: range) -> Iterator[Variant]:
@@ -168,9 +177,10 @@ HYPOTHESES = (
     Hypothesis(name="tie", what="an exact tie is rounded the other way", recompute=tie),
     Hypothesis(name="truncation", what="bits are cut off instead of rounded", recompute=truncation),
     Hypothesis(name="double rounding", what="rounded twice on the way to the grid", recompute=double_rounding),
+    Hypothesis(name="accumulator overflow", what="the sum does not fit int32 or float32", recompute=overflow(WIDE)),
     Hypothesis(name="saturation", what="no saturation, or at other limits", recompute=saturation),
     Hypothesis(name="off by one exponent", what="a scale is twice or half of what it should be", recompute=off_by_one),
-    Hypothesis(name="accumulator overflow", what="the sum does not fit its accumulator", recompute=overflow),
+    Hypothesis(name="accumulator overflow", what="the sum does not fit 16 or 24 bits", recompute=overflow(NARROW)),
     Hypothesis(name="bias scale", what="the bias is missing or on another grid", recompute=bias),
     Hypothesis(name="padding value", what="what lies beyond the border is not 0", recompute=padding),
     Hypothesis(name="layout", what="an array is read or written in another order", recompute=layout),

@@ -9,6 +9,10 @@ from linger.check._words import readable
 UNKNOWN = "unknown"
 
 
+def _number(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Why:
     """The first tensor and element that differ, and the cause.
@@ -16,7 +20,7 @@ class Why:
     Attributes:
         tensor: name of the first tensor that differs, "" where none does.
         op: op type of the node that makes it; ``node`` is the one that the cause is in.
-        index: of the first element that differs, with its values in both runs and as the file says.
+        index: of the first element that differs, with its values in both runs and as the file says; None for NaN.
         differing: how many elements differ, of ``elements``.
         wrong: which run is not what the file says: "first", "second", or "both".
         cause: name of a hypothesis, or "unknown".
@@ -31,9 +35,9 @@ class Why:
     op: str = ""
     node: str = ""
     index: tuple[int, ...] = ()
-    first: float = 0.0
-    second: float = 0.0
-    expected: float = 0.0
+    first: float | None = None
+    second: float | None = None
+    expected: float | None = None
     differing: int = 0
     elements: int = 0
     wrong: str = ""
@@ -54,8 +58,8 @@ class Why:
             return f"equal: all {self.compared} tensors that both runs have"
         place = f"{readable(self.tensor)}[{', '.join(map(str, self.index))}]"
         lines = [
-            f"first difference: {place} is {self.first:g} in the first run and {self.second:g} in the second; the file "
-            f"says {self.expected:g}, so the {self.wrong} {'are' if self.wrong == 'both' else 'is'} wrong",
+            f"first difference: {place} is {_number(self.first)} in the first run and {_number(self.second)} in the second; "
+            f"the file says {_number(self.expected)}, so the {self.wrong} {'are' if self.wrong == 'both' else 'is'} wrong",
             f"{self.differing} of {self.elements} elements of it differ; made by {self.op} {readable(self.node)}",
         ]
         if self.cause == UNKNOWN:

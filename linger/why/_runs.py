@@ -28,13 +28,13 @@ DUMPED = re.compile(r"root\.?(?P<layer>.*)\.(?P<op>\w+)\.(?P<kind>q_outputs|outp
 TEXT = {"", ".txt", ".log", ".dump", ".csv"}
 
 
-def read_run(run: Any, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None, inputs: Any) -> Arrays:
+def read_run(run: Any, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None) -> Arrays:
     """The tensors of a run, integers where the file has integers; names that the file does not know are left out.
 
     Raises:
         LingerError: it cannot be read or run, or has nothing in common with the file.
     """
-    found = {**(feed or {}), **_raw(run, proto, feed, inputs)}
+    found = {**(feed or {}), **_raw(run, proto, feed)}
     kinds, grid = _kinds(proto), grids(proto)
     made = {name: _typed(name, array, kinds[name], grid) for name, array in found.items() if name in kinds}
     if not set(made) - set(feed or {}):
@@ -50,11 +50,11 @@ def _described(run: Any) -> str:
     return repr(os.fspath(run)) if isinstance(run, (str, os.PathLike)) else f"a run of type {type(run).__name__}"
 
 
-def _raw(run: Any, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None, inputs: Any) -> Arrays:
+def _raw(run: Any, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None) -> Arrays:
     if isinstance(run, Mapping):
         return {str(k): np.asarray(v) for k, v in run.items()}
     if isinstance(run, nn.Module):
-        return of_net(run, inputs)
+        return of_net(run, feed)
     if not isinstance(run, (str, os.PathLike)):
         raise LingerError(
             f"found a run of type {type(run).__name__}, allowed are a path, runtime, onnxruntime, arrays by name and a net; "
@@ -75,8 +75,12 @@ def _raw(run: Any, proto: onnx.ModelProto, feed: Mapping[str, np.ndarray] | None
 
 
 @torch.no_grad()
-def of_net(net: nn.Module, inputs: Any) -> Arrays:
-    """What every fixed-point layer and call of a net makes of its eval forward, as integers."""
+def of_net(net: nn.Module, feed: Mapping[str, np.ndarray] | None) -> Arrays:
+    """What every fixed-point layer and call of a net makes of its eval forward, as integers.
+
+    Raises:
+        LingerError: there are no inputs.
+    """
     found: Arrays = {}
     turns: dict[str, int] = {}
     names: dict[nn.Module, str] = {m: name for m, name in named(net).items() if isinstance(m, IntModule)}
@@ -89,13 +93,13 @@ def of_net(net: nn.Module, inputs: Any) -> Arrays:
             key = names[module] + (f"@{n}" if n else "")
             found[key] = (first.double() * grid.scale.double()).cpu().numpy()
 
-    if inputs is None:
+    if feed is None:
         raise LingerError("found no inputs to run the net on, allowed are those of its forward; pass inputs")
     handles = [m.register_forward_hook(hook) for m in names]
     modes = {m: m.training for m in net.modules()}
     try:
         net.eval()
-        net(*inputs) if isinstance(inputs, tuple) else net(inputs)
+        net(*(torch.from_numpy(x) for x in feed.values()))
     finally:
         for handle in handles:
             handle.remove()
