@@ -135,6 +135,7 @@ COMMANDS = {
     "inspect net.onnx": 0,
     "diff net.onnx narrow.onnx": 1,
     "diff net.onnx net.onnx": 0,
+    "why net.onnx runtime onnxruntime:all": 0,
 }  # fmt: skip
 
 

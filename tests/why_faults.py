@@ -8,161 +8,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import Tensor, nn
 from torch.nn import functional as F
+from why_nets import NORMALIZED, Arrays, Made, made, run
 
-import linger
 from linger import runtime
-
-Arrays = dict[str, np.ndarray]
-
-
-# --- five nets
-
-
-class Image(nn.Module):
-    """conv-bn-relu twice, a residual sum, flattened into a linear layer: (N, 3, 10, 10)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8 * 5 * 5, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.max_pool2d(F.relu(x + self.bn2(self.conv2(x))), 2)
-        return self.fc(x.flatten(1))
-
-
-class Mobile(nn.Module):
-    """depthwise and pointwise, channels joined, a strided convolution: (N, 4, 12, 12)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.deep, self.bn = nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.BatchNorm2d(8)
-        self.point = nn.Conv2d(8, 8, 1)
-        self.down = nn.Conv2d(12, 16, 3, stride=2, padding=1)
-        self.fc = nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn(self.deep(x)))
-        y = torch.cat([self.point(y), x], 1)
-        return self.fc(F.relu(self.down(y)).mean((2, 3)))
-
-
-class Sound(nn.Module):
-    """a gated convolution over time and a linear layer: (N, 6, 40)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.gate = nn.Conv1d(6, 12, 5, padding=2), nn.Conv1d(6, 12, 5, padding=2)
-        self.norm = nn.BatchNorm1d(12)
-        self.fc = nn.Linear(12, 12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(torch.tanh(self.conv(x)) * torch.sigmoid(self.gate(x)))
-        return self.fc(y.transpose(1, 2))
-
-
-class Words(nn.Module):
-    """attention by hand and a normalization: (N, 9, 16)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
-        self.norm = nn.LayerNorm(16)
-        self.fc = nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.query(x) @ self.key(x).transpose(1, 2)
-        x = self.norm(x + scores.softmax(-1) @ self.value(x))
-        return self.fc(x)
-
-
-class Wide(nn.Module):
-    """16-bit activations, sums of one sign that int32 does not hold: (N, 2500)"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = nn.Linear(2500, 24), nn.Linear(24, 24), nn.Linear(24, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.three(torch.relu(self.two(torch.relu(self.one(x)))))
-
-
-NETS: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
-    "image": (Image, (3, 3, 10, 10), "venus"),
-    "mobile": (Mobile, (2, 4, 12, 12), "arcs"),
-    "sound": (Sound, (3, 6, 40), "venus"),
-    "words": (Words, (3, 9, 16), "venusa"),
-    "wide": (Wide, (6, 2500), "venusa"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A net, its file, an input and the tensors of the right run."""
-
-    name: str
-    net: nn.Module
-    proto: onnx.ModelProto
-    x: Tensor
-    right: Arrays
-
-
-@cache
-def made(name: str, eps: float = 1e-5) -> Made:
-    """The net trained on nothing but random numbers, with statistics that make an eps matter."""
-    cls, shape, chip = NETS[name]
-    g = torch.Generator().manual_seed(7)
-    torch.manual_seed(3)
-    net = cls()
-    for m in net.modules():
-        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            m.eps = eps
-            m.running_var.copy_(10 ** (-3.5 * torch.rand(m.num_features, generator=g)))
-            m.weight.data.copy_(m.running_var.sqrt() * (0.5 + torch.rand(m.num_features, generator=g)))
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-            m.bias.data.copy_(torch.randn(m.bias.shape, generator=g) * 0.3)
-    x = torch.randn(shape, generator=g)
-    if name == "wide":
-        x = 1 - x.abs() / 8
-        net.one.weight.data.copy_(1 - torch.rand(net.one.weight.shape, generator=g) / 2)
-        net.one.weight.data[::2] *= -0.3
-    linger.trace_layers(net, net, x)
-    bits = 16 if name == "wide" else 8
-    linger.init(net, target=chip, limits=False, data_bits=bits, out_bits=bits)
-    statistics = {k: v.clone() for k, v in net.state_dict().items() if "running_mean" in k or "running_var" in k}
-    net(x)
-    net.load_state_dict(statistics, strict=False)
-    for key, value in net.state_dict(keep_vars=True).items():
-        if key.endswith("running_o"):
-            value.mul_(0.6)  # some results saturate
-    if eps != 1e-5:  # the ranges of the net with the right eps
-        right = made(name).net.state_dict()
-        for key, value in net.state_dict(keep_vars=True).items():
-            if key.rpartition(".")[2] in ("running_x", "running_o", "running_y"):
-                value.copy_(right[key])
-    proto = linger.onnx.export(net.eval(), (x,))
-    return Made(name=name, net=net, proto=proto, x=x, right=run(proto, x))
-
-
-def run(proto: onnx.ModelProto, x: Tensor, replaced: dict[str, Callable[..., Any]] | None = None) -> Arrays:
-    """Every tensor of a file's run, with other functions for some nodes."""
-    model = runtime.from_proto(proto)
-    model.steps = [(node, (replaced or {}).get(node.output[0], step)) for node, step in model.steps]
-    model(x.numpy())
-    stored = {i.name for i in proto.graph.initializer}
-    return {k: v for k, v in model.tensors.items() if k not in stored}
-
 
 # --- arithmetic faults: functions of the exact sum v, the shift n, and the width
 
@@ -232,20 +89,40 @@ ARITHMETIC: dict[str, list[tuple[str, Rounding]]] = {
         ("float32", lambda v, n, b: clipped(halfway(v.astype(np.float32).astype(np.float64), n), b)),
     ],
 }  # fmt: skip
-NORMALIZED = ("image", "mobile", "sound")  # by batch statistics
 WEIGHTED = ("Conv1dInt", "Conv2dInt", "LinearInt", "BmmInt")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Fault:
-    """One seeded fault: what the faulty run computes. ``mutated``: the file that makes it, where a file does."""
+    """One seeded fault. ``make``: what the faulty run computes, and the file that makes it, where a file does."""
 
     net: str
     kind: str
     form: str
-    node: str
-    wrong: Arrays
-    mutated: onnx.ModelProto | None = None
+    make: Callable[[], tuple[Arrays, onnx.ModelProto | None]]
+
+    @cached_property
+    def both(self) -> tuple[Arrays, onnx.ModelProto | None]:
+        return self.make()
+
+    @property
+    def wrong(self) -> Arrays:
+        return self.both[0]
+
+    @property
+    def mutated(self) -> onnx.ModelProto | None:
+        return self.both[1]
+
+    @property
+    def node(self) -> str:
+        """The first tensor that differs, "" where none does."""
+        right = made(self.net).right
+        return next((k for k in right if not np.array_equal(right[k], self.wrong[k])), "")
+
+
+def _steps(m: Made, kind: str, form: str, node: onnx.NodeProto, step: Callable[..., Any]) -> Fault:
+    """A fault of a node that computes ``step``."""
+    return Fault(net=m.name, kind=kind, form=form, make=lambda: (run(m.proto, m.x, {node.output[0]: step}), None))
 
 
 def arithmetic(m: Made) -> Iterator[Fault]:
@@ -259,8 +136,7 @@ def arithmetic(m: Made) -> Iterator[Fault]:
                     bits = 8 * m.right[node.output[0]].dtype.itemsize
                     return rounding(sums(node, list(x)), shift_of(node), bits).astype(m.right[node.output[0]].dtype)
 
-                wrong = run(m.proto, m.x, {node.output[0]: step})
-                yield Fault(net=m.name, kind=kind, form=form, node=node.output[0], wrong=wrong)
+                yield _steps(m, kind, form, node, step)
 
 
 def quantization(m: Made) -> Iterator[Fault]:
@@ -273,10 +149,7 @@ def quantization(m: Made) -> Iterator[Fault]:
         def step(x: np.ndarray, cut: Any = cut) -> np.ndarray:
             return clipped(cut(x.astype(np.float64) * scale), bits).astype(dtype)
 
-        yield Fault(
-            net=m.name, kind="truncation", form=f"quant {form}", node=node.output[0],
-            wrong=run(m.proto, m.x, {node.output[0]: step}),
-        )  # fmt: skip
+        yield _steps(m, "truncation", f"quant {form}", node, step)
 
 
 # --- faults of files
@@ -285,9 +158,12 @@ def quantization(m: Made) -> Iterator[Fault]:
 def _file(
     m: Made, kind: str, form: str, node: onnx.NodeProto, change: Callable[[onnx.ModelProto, onnx.NodeProto], Any]
 ) -> Fault:
-    proto = copy.deepcopy(m.proto)
-    change(proto, next(n for n in proto.graph.node if n.output[0] == node.output[0]))
-    return Fault(net=m.name, kind=kind, form=form, node=node.output[0], wrong=run(proto, m.x), mutated=proto)
+    def make() -> tuple[Arrays, onnx.ModelProto]:
+        proto = copy.deepcopy(m.proto)
+        change(proto, next(n for n in proto.graph.node if n.output[0] == node.output[0]))
+        return run(proto, m.x), proto
+
+    return Fault(net=m.name, kind=kind, form=form, make=make)
 
 
 def _scaled(name: str, factor: float) -> Callable[[onnx.ModelProto, onnx.NodeProto], None]:
@@ -357,8 +233,7 @@ def layouts(m: Made) -> Iterator[Fault]:
         if node.op_type in WEIGHTED[:2]:
             right = m.right[node.output[0]]
             last = np.moveaxis(right, 1, -1).reshape(right.shape)
-            wrong = run(m.proto, m.x, {node.output[0]: lambda *x, y=last: y})
-            yield Fault(net=m.name, kind="layout", form="NHWC result", node=node.output[0], wrong=wrong)
+            yield _steps(m, "layout", "NHWC result", node, lambda *x, y=last: y)
 
 
 def paddings(m: Made) -> Iterator[Fault]:
@@ -377,11 +252,11 @@ def paddings(m: Made) -> Iterator[Fault]:
                 y = sums(plain, [padded, *x[1:]])
                 return clipped(halfway(y, shift_of(node)), 8).astype(np.int8)
 
-            wrong = run(m.proto, m.x, {node.output[0]: step})
-            yield Fault(net=m.name, kind="padding value", form=str(value), node=node.output[0], wrong=wrong)
+            yield _steps(m, "padding value", str(value), node, step)
 
 
-TABLES = ("iqSigmoid", "iqTanh", "SoftmaxInt")
+TABLES = ("iqSigmoid", "iqTanh", "iqGelu", "SoftmaxInt")
+OTHERS = {"iqSigmoid": "iqHardsigmoid", "iqTanh": "iqSoftsign", "iqGelu": "iqGeluTanh"}
 
 
 def tables(m: Made) -> Iterator[Fault]:
@@ -392,7 +267,7 @@ def tables(m: Made) -> Iterator[Fault]:
         return change
 
     def other(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
-        node.op_type = {"iqSigmoid": "iqHardsigmoid", "iqTanh": "iqSoftsign"}[node.op_type]
+        node.op_type = OTHERS[node.op_type]
 
     for node in m.proto.graph.node:
         if node.op_type not in TABLES:
@@ -402,16 +277,18 @@ def tables(m: Made) -> Iterator[Fault]:
         if node.op_type == "SoftmaxInt":
             continue
         yield _file(m, "wrong table", "other function", node, other)
+        right = runtime.from_proto(m.proto).step(node)
+
+        def moved(x: np.ndarray, right: Any = right) -> np.ndarray:
+            return right(clipped(x.astype(np.int64) + 1, 8 * x.dtype.itemsize).astype(x.dtype))
+
+        yield _steps(m, "wrong table", "next entry", node, moved)
+        if node.op_type == "iqGelu":
+            continue
         scale, dtype = attributes(node)["scale_x"], m.right[node.output[0]].dtype
         function = np.tanh if node.op_type == "iqTanh" else lambda v: 1 / (1 + np.exp(-v))
         exact = lambda x, f=function, s=scale, d=dtype: clipped(np.floor(f(x / s) * 128 + 0.5), 8).astype(d)  # noqa: E731
-        yield Fault(
-            net=m.name,
-            kind="wrong table",
-            form="exact",
-            node=node.output[0],
-            wrong=run(m.proto, m.x, {node.output[0]: exact}),
-        )
+        yield _steps(m, "wrong table", "exact", node, exact)
 
 
 def epsilons(m: Made) -> Iterator[Fault]:
@@ -427,12 +304,10 @@ def epsilons(m: Made) -> Iterator[Fault]:
                 yield _file(m, "normalization eps", str(value), node, changed(value))
     if m.name in NORMALIZED:
         for value in (1e-3, 1e-2):
-            other = made(m.name, value)
-            wrong = run(other.proto, m.x)
-            first = next(
-                n.output[0] for n in m.proto.graph.node if not np.array_equal(m.right[n.output[0]], wrong[n.output[0]])
-            )
-            yield Fault(net=m.name, kind="normalization eps", form=f"bn {value}", node=first, wrong=wrong)
+            yield Fault(
+                net=m.name, kind="normalization eps", form=f"bn {value}",
+                make=lambda value=value: (run(made(m.name, value).proto, m.x), None),
+            )  # fmt: skip
 
 
 def weights(m: Made) -> Iterator[Fault]:
@@ -451,10 +326,10 @@ def weights(m: Made) -> Iterator[Fault]:
 SEEDS = (arithmetic, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
 
 
-def seeded(name: str) -> Iterator[Fault]:
-    """The faults of a net that change something at their own node."""
+def seeded(name: str, every: int = 1) -> Iterator[Fault]:
+    """The faults of a net that change something; with ``every`` only one of so many."""
     m = made(name)
-    for seed in SEEDS:
-        for fault in seed(m):
-            if not np.array_equal(fault.wrong[fault.node], m.right[fault.node]):
-                yield fault
+    faults = (fault for seed in SEEDS for fault in seed(m))
+    for fault in islice(faults, 0, None, every):
+        if fault.node:
+            yield fault

@@ -59,7 +59,9 @@ def channel_factors(view: View, found: np.ndarray) -> Iterator[Fit]:
     if np.abs(r - 1).max() <= 0.02 and np.abs(t).max() > 0.5:
         said = f"every channel is off by a constant, {t.min():.1f} to {t.max():.1f} steps, as another bias makes them"
         yield Fit(name="bias scale", said=said, explained=explained)
-    elif (LEAST < r.min() and r.max() <= 1.01 or r.min() >= 0.99) and np.abs(r - 1).max() > 0.004 and np.ptp(r) > 0.002:
+    elif (
+        ((r.min() > LEAST and r.max() <= 1.01) or r.min() >= 0.99) and np.abs(r - 1).max() > 0.004 and np.ptp(r) > 0.002
+    ):
         said = f"every channel has a factor of its own, {r.min():.3f} to {r.max():.3f}, as another eps makes them"
         yield Fit(name="normalization eps", said=said, explained=explained)
 
