@@ -348,3 +348,33 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out", b"before")]
+
+
+# --- the demo's files
+
+DEMO = {
+    "verify model.onnx": 0,
+    "verify model.onnx --net linger.demo:ResidualNet --weights model.safetensors -i 2,1,28,28": 0,
+    "inspect model.onnx": 0,
+    "diff model.onnx model-4bit.onnx": 1,
+    "run model.onnx --all -o a.npz": 0,
+    "run model.onnx --all --runner all -o b.npz": 0,
+    "why model.onnx a.npz b.npz": 0,
+    "why model.onnx linger.demo:ResidualNet --weights model.safetensors -i 2,1,28,28": 0,
+    "check model.onnx -i 1,1,28,28": 0,
+    "retarget venus arcs model.onnx -i 1,1,28,28": 0,
+    "export linger.demo:ResidualNet --weights model.safetensors -i 1,1,28,28 -o again.onnx": 0,
+    "calibrate linger.demo:ResidualNet --weights model.safetensors --data images.npy -o c.safetensors": 0,
+    "analyse linger.demo:ResidualNet --weights model.safetensors --data images.npy": 0,
+    "analyse model.safetensors": 0,
+}
+
+
+@pytest.mark.slow
+def test_every_command_on_the_files_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = schema.check("demo", say("demo --epochs 1 --out . --json"))
+    assert [set(f["differing"].values()) for f in said["files"]] == [{0}, {0}]
+    np.save("images.npy", np.random.default_rng(0).random((8, 1, 28, 28), np.float32))
+    for line, code in DEMO.items():
+        schema.check(line.split()[0], say(f"{line} --json", code))
