@@ -345,6 +345,14 @@ def divide_half_up(n: Any, d: Any) -> Any:
 
 
 @_replaceable
+def rounded_mean(total: np.ndarray, k: int, away: bool) -> np.ndarray:
+    """total / k to the nearest integer, int64: ties up where k is a power of two, else away from zero or toward it."""
+    if k & (k - 1) == 0:
+        return divide_half_up(total, k)  # type: ignore[no-any-return]
+    return np.sign(total) * ((2 * np.abs(total) + k - (0 if away else 1)) // (2 * k))  # type: ignore[no-any-return]
+
+
+@_replaceable
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
     peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))

@@ -139,6 +139,25 @@ def arithmetic(m: Made) -> Iterator[Fault]:
                 yield _steps(m, kind, form, node, step)
 
 
+def means(m: Made) -> Iterator[Fault]:
+    """Average pools over windows that do not overlap, rounded in another way."""
+    forms: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {
+        ("tie", "even mean"): np.rint, ("tie", "mean down"): lambda v: np.ceil(v - 0.5),
+        ("truncation", "mean floor"): np.floor, ("truncation", "mean zero"): np.trunc,
+    }  # fmt: skip
+    for node in m.proto.graph.node:
+        if node.op_type != "AvgPool2dInt":
+            continue
+        kernel = tuple(attributes(node)["kernel_shape"])
+        for (kind, form), rounding in forms.items():
+
+            def step(x: np.ndarray, kernel: tuple[int, ...] = kernel, rounding: Any = rounding) -> np.ndarray:
+                mean = F.avg_pool2d(torch.from_numpy(x.astype(np.float64)), kernel, divisor_override=1).numpy()
+                return rounding(mean / (kernel[0] * kernel[1])).astype(x.dtype)
+
+            yield _steps(m, kind, form, node, step)
+
+
 def quantization(m: Made) -> Iterator[Fault]:
     """The input brought to its grid in another way."""
     node = m.proto.graph.node[0]
@@ -300,10 +319,10 @@ def epsilons(m: Made) -> Iterator[Fault]:
 
     for node in m.proto.graph.node:
         if "epsilon" in attributes(node):
-            for value in (1e-3, 0.0):
+            for value in (1e-2, 1e-3, 1e-6, 0.0):
                 yield _file(m, "normalization eps", str(value), node, changed(value))
     if m.name in NORMALIZED:
-        for value in (1e-3, 1e-2):
+        for value in (3e-4, 1e-3, 3e-3, 1e-2):
             yield Fault(
                 net=m.name, kind="normalization eps", form=f"bn {value}",
                 make=lambda value=value: (run(made(m.name, value).proto, m.x), None),
@@ -323,7 +342,7 @@ def weights(m: Made) -> Iterator[Fault]:
                 yield _file(m, "stored weight", f"bit {bit}", node, change)
 
 
-SEEDS = (arithmetic, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
+SEEDS = (arithmetic, means, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
 
 
 def seeded(name: str, every: int = 1) -> Iterator[Fault]:

@@ -50,7 +50,7 @@ class Mobile(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn(self.deep(x)))
         y = torch.cat([self.point(y), x], 1)
-        return self.fc(F.relu(self.down(y)).mean((2, 3)))
+        return self.fc(F.avg_pool2d(F.relu(self.down(y)), 2).mean((2, 3)))
 
 
 class Sound(nn.Module):

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import Grid, divide_half_up, divided_half_up, nearest_integer, saturate, set_grid, straight_through
+from linger.numerics import (
+    Grid,
+    divide_half_up,
+    divided_half_up,
+    nearest_integer,
+    rounded_mean,
+    saturate,
+    set_grid,
+    straight_through,
+)
 from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, require_batch
@@ -203,10 +212,7 @@ def run(
     windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
     total = windows.sum(axis=tuple(range(-rank, 0)))
     k = int(np.prod(kernel_shape))
-    if k & (k - 1) == 0:
-        return saturate(divide_half_up(total, k), 8 * x.dtype.itemsize)
-    nearest = (2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)
-    return saturate(np.sign(total) * nearest, 8 * x.dtype.itemsize)
+    return saturate(rounded_mean(total, k, ties_away(k)), 8 * x.dtype.itemsize)
 
 
 def body(form: str, opset: int) -> tuple[str, str]:

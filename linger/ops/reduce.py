@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, shift_round, straight_through
+from linger.numerics import Grid, exponent, rounded_mean, saturate, set_grid, shift_round, straight_through
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -105,10 +105,7 @@ def run_mean(x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, o_bits: 
     """Equation (2)."""
     total = x.astype(np.int64).sum(axis=tuple(dims), keepdims=bool(keepdim))
     k = math.prod([x.shape[d] for d in dims])
-    bits = o_bits or 8 * x.dtype.itemsize
-    if k & (k - 1) == 0:
-        return saturate(divide_half_up(total, k), bits)
-    return saturate(np.sign(total) * ((2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)), bits)
+    return saturate(rounded_mean(total, k, ties_away(k)), o_bits or 8 * x.dtype.itemsize)
 
 
 def _reduced(source: str, result: str, opset: int, op: str = "ReduceSum", since: int = 13) -> str:

@@ -1,7 +1,7 @@
 """How other implementations round, saturate and add up: steps that take the place of the reference's.
 
-Every function stands for ``shift_round(v, n)``, ``saturate(v, bits)``, ``quantize_array(x, scale, bits)`` or
-``exact_matmul(a, b)`` of ``numerics``.
+Every function stands for ``shift_round(v, n)``, ``saturate(v, bits)``, ``quantize_array(x, scale, bits)``,
+``rounded_mean(total, k, away)`` or ``exact_matmul(a, b)`` of ``numerics``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from linger.numerics import int_dtype, levels, reach
 
 Step = Callable[..., np.ndarray]
 exact: dict[str, Step] = {
-    name: getattr(numerics, name).__wrapped__ for name in ("shift_round", "saturate", "quantize_array", "exact_matmul")
+    name: getattr(numerics, name).__wrapped__
+    for name in ("shift_round", "saturate", "quantize_array", "exact_matmul", "rounded_mean")
 }
 
 
@@ -42,7 +43,11 @@ def _tie(down: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, Step]:
         q = up - ((v % 1 == 0.5) & down(v, up))
         return np.clip(q, -reach(bits), reach(bits) - 1).astype(int_dtype(bits))
 
-    return {"shift_round": shift_round, "quantize_array": quantize_array}
+    def rounded_mean(total: np.ndarray, k: int, away: bool) -> np.ndarray:
+        up = (2 * total + k) // (2 * k)
+        return up - ((2 * total % (2 * k) == k) & down(total, up))
+
+    return {"shift_round": shift_round, "quantize_array": quantize_array, "rounded_mean": rounded_mean}
 
 
 def _cut(toward_zero: bool) -> dict[str, Step]:
@@ -58,10 +63,14 @@ def _cut(toward_zero: bool) -> dict[str, Step]:
         v = np.trunc(v) if toward_zero else np.floor(v)
         return np.clip(v, -reach(bits), reach(bits) - 1).astype(int_dtype(bits))
 
-    return {"shift_round": shift_round, "quantize_array": quantize_array}
+    def rounded_mean(total: np.ndarray, k: int, away: bool) -> np.ndarray:
+        return np.sign(total) * (np.abs(total) // k) if toward_zero else total // k
+
+    return {"shift_round": shift_round, "quantize_array": quantize_array, "rounded_mean": rounded_mean}
 
 
 TIES = {
+    "up": _tie(lambda v, up: np.zeros(v.shape, bool)),
     "to even": _tie(lambda v, up: up % 2 != 0),
     "down": _tie(lambda v, up: np.ones(v.shape, bool)),
     "away from zero": _tie(lambda v, up: v < 0),

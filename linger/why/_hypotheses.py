@@ -18,7 +18,7 @@ Variant = tuple[str, np.ndarray | None]
 Recompute = Callable[[View], Iterator[Variant]]
 FAR = 8  # exponents that a stale grid may be away
 FAR_BIAS = 16
-EPS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
+EPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
 WITH_TABLES = (
     "iqSigmoid", "iqTanh", "iqGelu", "iqGeluTanh", "iqSilu", "SoftmaxInt", "LogSoftmaxInt", "iqHardsigmoid", "iqSoftsign", "iqHardswish",
 )  # fmt: skip
@@ -43,9 +43,14 @@ class Hypothesis:
     recompute: Recompute
 
 
+def _ties(view: View) -> str:
+    """How the file rounds them: a mean over no power of two has the chip's own rule."""
+    return "as the chip's reciprocal makes them" if "Pool" in view.op or view.op == "iqMean" else "up"
+
+
 def tie(view: View) -> Iterator[Variant]:
     for name, steps in TIES.items():
-        yield f"exact ties are rounded {name}, the file rounds them up", view.again(steps=steps)
+        yield f"exact ties are rounded {name}, the file rounds them {_ties(view)}", view.again(steps=steps)
 
 
 def double_rounding(view: View) -> Iterator[Variant]:
