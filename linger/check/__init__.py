@@ -15,7 +15,7 @@ from linger.check._memory import usage
 from linger.check._net import exported
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
-from linger.errors import during
+from linger.errors import LingerError, during
 from linger.swap import require_net
 from linger.targets import Target, half_up
 from linger.targets import target as find_target
@@ -70,6 +70,8 @@ def _report(
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
     proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
+    if not proto.graph.node:
+        raise LingerError("found a file without nodes, so it is truncated or empty; export it again")
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
     return of_file(facts_of(proto, _sizes(proto, args)), find_target(target or named), [])
 
