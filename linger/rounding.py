@@ -78,7 +78,8 @@ def _even_scaled(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
 
 def _even_shifted(v: np.ndarray, n: int) -> np.ndarray:
     """The floor, and one more where the rest is above a half, or a half above an odd floor."""
-    n = min(n, 62)  # |v| is at most 2^62, whose halves are 0
+    if n > 62:  # |v| is at most 2^62, and half of one is rounded to 0
+        return np.zeros_like(v)
     floor = v >> n
     rest, half = v - (floor << n), 1 << (n - 1)
     return floor + ((rest > half) | ((rest == half) & (floor & 1 == 1)))

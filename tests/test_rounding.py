@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from harness import choose_shifts, converted, tied_inputs
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import parser
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ def test_every_row_has_its_definition() -> None:
 
 
 @rules
+@example(v=2**62, n=63, tie=False)
+@example(v=2**61 + 1, n=63, tie=False)
+@example(v=2**61 + 1, n=62, tie=False)
 @given(v=st.integers(-(2**62), 2**62), n=st.integers(1, 70), tie=st.booleans())
 def test_a_shift(rule: str, v: int, n: int, tie: bool) -> None:
     v = v >> min(n, 61) << min(n, 61) | 1 << (min(n, 61) - 1) if tie else v
