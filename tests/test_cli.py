@@ -200,6 +200,30 @@ def test_a_flipped_bit_on_the_command_line() -> None:
     assert "at [0, 0] of 1 of 16 elements" in said["entries"][0]["first"]
 
 
+def test_every_part_of_a_difference() -> None:
+    proto = onnx.load("net.onnx")
+    node = next(n for n in proto.graph.node if n.op_type == "LinearInt")
+    before = next(a for a in node.attribute if a.name == "scale_o").f
+    next(a for a in node.attribute if a.name == "scale_o").f *= 2
+    next(p for p in proto.metadata_props if p.key == "target").value = "arcs"
+    next(i for i in proto.opset_import if not i.domain).version = 18
+    del next(f for f in proto.functions if f.name == "LinearInt").node[-1]
+    proto.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(np.zeros(3, np.int8), "more"))
+    proto.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.zeros(3, np.int8), proto.graph.initializer[0].name)
+    )
+    onnx.save(proto, "other.onnx")
+    said = schema.check("diff", say("diff net.onnx other.onnx --json", 1))
+    found = {(e["part"], e["name"]): (e["first"], e["second"]) for e in said["entries"]}
+    assert found["node", "fc"] == (f"scale_o = {before}", f"scale_o = {2 * before}")
+    assert found["metadata", "target"] == ("venus", "arcs")
+    assert found["signature", "opset of ai.onnx"] == ("17", "18")
+    assert found["tensor", "more"] == ("missing", "there")
+    assert found["tensor", "conv.weight"] == ("int8 (4, 1, 3, 3)", "int8 (3,)")
+    assert ("function", "LinearInt") in found
+    assert len(found) == 6
+
+
 def test_inspect_says_grids_and_sums() -> None:
     said = schema.check("inspect", say("inspect net.onnx --json"))
     by_name = {o["name"]: o for o in said["operations"]}

@@ -105,7 +105,7 @@ def test_equal_runs(image: Made) -> None:
     assert str(found).startswith("equal: all")
 
 
-@pytest.mark.parametrize("form", ["one", "noise", "zeros", "constant"])
+@pytest.mark.parametrize("form", ["one", "few", "noise", "zeros", "constant"])
 @pytest.mark.parametrize("name", NETS)
 def test_what_is_no_known_cause_is_unknown(name: str, form: str) -> None:
     m, g = made(name), np.random.default_rng(0)
@@ -116,6 +116,8 @@ def test_what_is_no_known_cause_is_unknown(name: str, form: str) -> None:
         wrong = y.copy()
         if form == "one":
             wrong.reshape(-1)[5] ^= 3
+        elif form == "few":
+            wrong.reshape(-1)[2:14] ^= 1
         elif form == "noise":
             wrong = np.clip(y.astype(int) + g.integers(-1, 2, y.shape), -128, 127).astype(y.dtype)
         elif form == "zeros":
