@@ -6,18 +6,38 @@ Every function stands for ``shift_round(v, n)``, ``saturate(v, bits)``, ``quanti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from linger import numerics
 from linger.numerics import int_dtype, levels, reach
+from linger.rounding import HALF_UP, ROUNDINGS
 
 Step = Callable[..., np.ndarray]
+_RULE: ContextVar[str] = ContextVar("_RULE", default=HALF_UP)
+plain: dict[str, Step] = {
+    name: getattr(numerics, name).__wrapped__ for name in ("shift_round", "saturate", "quantize_array", "exact_matmul")
+}
+
+
+@contextmanager
+def rounding(rule: str) -> Iterator[None]:
+    """The rounding of the node that is computed again: ``exact`` follows it."""
+    token = _RULE.set(rule)
+    try:
+        yield
+    finally:
+        _RULE.reset(token)
+
+
 exact: dict[str, Step] = {
-    name: getattr(numerics, name).__wrapped__
-    for name in ("shift_round", "saturate", "quantize_array", "exact_matmul", "rounded_mean")
+    **plain,
+    "shift_round": lambda v, n: plain["shift_round"](v, n, _RULE.get()),
+    "quantize_array": lambda x, scale, bits: plain["quantize_array"](x, scale, bits, _RULE.get()),
 }
 
 
@@ -34,7 +54,7 @@ def _tie(down: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, Step]:
     """Ties go down where ``down(v, half up result)`` says so."""
 
     def shift_round(v: np.ndarray, n: int) -> np.ndarray:
-        up = exact["shift_round"](v, n)
+        up = plain["shift_round"](v, n)
         return up - (_half(v, n) & down(v, up))
 
     def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
@@ -100,7 +120,7 @@ def wrapped(v: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _quantized_wrapping(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
-    v = np.clip(np.floor(x.astype(np.float64) * scale + 0.5), -(2.0**62), 2.0**62)
+    v = ROUNDINGS[_RULE.get()].entering(np.clip(x.astype(np.float64) * scale, -(2.0**61), 2.0**61), bits <= 16)
     return wrapped(v.astype(np.int64), bits).astype(int_dtype(bits))
 
 
