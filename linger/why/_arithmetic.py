@@ -162,9 +162,26 @@ def _rounded_to_single(v: np.ndarray) -> np.ndarray:
     return v.astype(np.float32).astype(np.int64)
 
 
+def _in_pairs(offset: int) -> dict[str, Step]:
+    """Two products are added in 16 bits that saturate; integers of the left side are stored with an offset."""
+
+    def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = a.astype(np.int64) + offset, b.astype(np.int64)
+        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        total = np.zeros(shape, np.int64)
+        for k in range(0, a.shape[-1], 2):
+            two = np.matmul(a[..., :, k : k + 2], b[..., k : k + 2, :])
+            total += np.clip(two, -(2**15), 2**15 - 1)
+        return total - offset * b.sum(-2, keepdims=True)
+
+    return {"exact_matmul": exact_matmul}
+
+
 NARROW: dict[str, dict[str, Step]] = {
     "24 bits wrap around": _before_rounding(lambda v: wrapped(v, 24)),
     "int16 wraps around": _before_rounding(lambda v: wrapped(v, 16)),
+    "pairs of products saturate at 16 bits": _in_pairs(0),
+    "pairs of products saturate at 16 bits, the input with an offset of 128 (uint8, x86 without VNNI)": _in_pairs(128),
     "int16 saturates": _before_rounding(lambda v: np.clip(v, -(2**15), 2**15 - 1)),
 }
 WIDE: dict[str, dict[str, Step]] = {
