@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only what stands before it here, or is part of the same package (docs/decisions/002-import-order.md).
 ORDER = """
-_version errors settings numerics histogram observe targets ops selects calls composed trace constants sites route checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
-check fit retarget arguments demo_data demo cli __main__ __init__
+_version errors files settings numerics histogram observe targets ops selects calls composed trace constants sites route checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
+check fit retarget report log arguments demo_data demo cli __main__ __init__
 """
 RANK = {name: i for i, name in enumerate(ORDER.split())}
 READER = {"_version", "errors", "numerics", "ops", "runtime"}  # all that running a file may need

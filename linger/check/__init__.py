@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -10,18 +11,19 @@ from torch import nn
 
 from linger import runtime
 from linger.check._cost import cost_of, cycles_of
-from linger.check._file import File, facts_of
+from linger.check._file import File, Node, facts_of
 from linger.check._memory import usage
-from linger.check._net import exported
+from linger.check._net import Origin, built, exported, follow
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
+from linger.check._words import op_name
 from linger.errors import during
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
 
-__all__ = ["Layer", "Report", "Space", "Violation", "check"]
+__all__ = ["Layer", "Node", "Origin", "Report", "Space", "Violation", "check", "described", "of_proto", "op_name"]
 
 
 def check(
@@ -69,9 +71,26 @@ def _report(
         return of_file(facts_of(proto, origins=origins), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
-    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
+    return of_proto(net if isinstance(net, onnx.ModelProto) else runtime.read(net), args, target)[1]
+
+
+def described(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | os.PathLike[str] | None
+) -> tuple[onnx.ModelProto, dict[str, Origin], File, Report]:
+    """A fixed-point net as it is, with the ranges it has: its file, where the nodes come from, the facts and the report."""
+    chip = find_target(target or net.__dict__.get("_linger_target"))
+    proto, origins = built(follow(copy.deepcopy(net), chip), args, kwargs, chip)
+    file = facts_of(proto, origins=origins)
+    return proto, origins, file, of_file(file, chip, [])
+
+
+def of_proto(
+    proto: onnx.ModelProto, args: tuple[Any, ...], target: str | os.PathLike[str] | None
+) -> tuple[File, Report]:
+    """The facts of a file and the report."""
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
-    return of_file(facts_of(proto, _sizes(proto, args)), find_target(target or named), [])
+    file = facts_of(proto, _sizes(proto, args))
+    return file, of_file(file, find_target(target or named), [])
 
 
 def of_file(file: File, chip: Target, left: list[str]) -> Report:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from linger.check._net import Origin
+from linger.check._shapes import inferred
 from linger.check._words import op_name, readable
 from linger.errors import LingerError
 from linger.onnx.writer import UNKNOWN
@@ -115,8 +116,7 @@ def facts_of(
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     _fix(fixed, sizes or {})
-    shaped = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    graph = shaped.graph
+    graph = inferred(fixed).graph
     values = {v.name: _declared(v) for v in (*graph.input, *graph.value_info, *graph.output)}
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     values |= {

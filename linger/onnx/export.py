@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from linger._version import VERSION
 from linger.errors import LingerError, LingerWarning, during
+from linger.files import write_whole
 from linger.onnx.builder import Builder
 from linger.onnx.inputs import (
     axes_of,
@@ -214,15 +213,4 @@ def _check(proto: onnx.ModelProto) -> None:
 
 def write(proto: onnx.ModelProto, f: str | os.PathLike[str]) -> None:
     """Write the bytes of the model to ``f``, whole or not at all."""
-    path = Path(f)
-    if not path.parent.is_dir() or path.is_dir():
-        raise LingerError(f"cannot write {os.fspath(f)!r}, allowed is a file in a directory that exists; make it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(proto.SerializeToString(deterministic=True))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(f, proto.SerializeToString(deterministic=True))
