@@ -119,7 +119,9 @@ def verify(
     return report
 
 
-def compared(net: nn.Module, proto: onnx.ModelProto, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Report:
+def compared(
+    net: nn.Module, proto: onnx.ModelProto, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Report:
     """The same for a model in memory. ``name``: what messages call it."""
     names = [i.name for i in proto.graph.input]
     tensors = tensors_of((args, kwargs))

@@ -26,7 +26,11 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
         shapes = {v.name: _sizes(v) for v in (*graph.input, *graph.value_info, *graph.output)}
         shapes |= {i.name: tuple(i.dims) for i in graph.initializer}
         new = [
-            v for node in graph.node if is_recurrent(node.op_type) for v in _made(node, shapes) if not shapes.get(v.name)
+            v
+            for node in graph.node
+            if is_recurrent(node.op_type)
+            for v in _made(node, shapes)
+            if not shapes.get(v.name)
         ]
         if not new:
             return shaped

@@ -100,12 +100,16 @@ def report(
         )  # fmt: skip
         if isinstance(net, nn.Module):
             if reference is not None:
-                raise LingerError("found a reference beside a net, which is compared with itself in float; leave it out")
+                raise LingerError(
+                    "found a reference beside a net, which is compared with itself in float; leave it out"
+                )
             made = Report(of_net(net, loader, options))
         elif isinstance(net, (str, os.PathLike)):
             made = Report(of_file(net, loader, reference, options))
         else:
-            raise LingerError(f"found an object of type {type(net).__name__}, allowed are a net and a path; pass one of them")
+            raise LingerError(
+                f"found an object of type {type(net).__name__}, allowed are a net and a path; pass one of them"
+            )
     if html is not None:
         made.html(html, language)
     return made

@@ -148,7 +148,7 @@ def _float(net: nn.Module, noting: FloatPass) -> Iterator[None]:
             plain = float_forward(module)
             if plain is None:
                 continue
-            fitted = {k: module._parameters[k].detach().clone() for k in originals(module)}
+            fitted = {k: module._parameters[k].detach().clone() for k in originals(module)}  # type: ignore[union-attr]
             put(module, originals(module))
             stack.callback(put, module, fitted)
             module.__dict__["forward"] = functools.partial(noting.layer, module, plain)

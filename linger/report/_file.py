@@ -37,14 +37,16 @@ def of_file(path: str | os.PathLike[str], loader: Iterable[Any], reference: nn.M
         for batch in shown.track(batches, length(loader, options.batches), description="report"):
             given = inputs_of(model, batch)
             if not nodes:
-                file, fit = of_proto(proto, tuple(cut(x, options.batch_axis, 1) for x in given.values()), options.target)
+                file, fit = of_proto(
+                    proto, tuple(cut(x, options.batch_axis, 1) for x in given.values()), options.target
+                )
                 nodes, feed = file.nodes, given
             found = model(given)
             for node in nodes:
                 measure(node, model.tensors, meters)
             wanted = None if reference is None else in_float(reference, batch, options)
             tally.add(batch, tensors(found), wanted, options)
-    source = Source(proto=proto, nodes=nodes, report=fit, origins={}, meters=meters, originals={})
+    source = Source(proto=proto, nodes=nodes, report=fit, origins={}, meters=meters, originals={}, widths={})
     made, outputs = rows(source)
     few = {name: cut(x, options.batch_axis, CERTIFIED) for name, x in feed.items()}
     certificate = certified(proto, path, few if dynamic(model) else feed) if options.exact else None

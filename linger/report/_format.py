@@ -37,5 +37,5 @@ def step(grid: Scale) -> str:
 
 
 def shape(sizes: tuple[int, ...]) -> str:
-    """1 × 3 × 32 × 32."""
-    return " × ".join(map(str, sizes))
+    """1x3x32x32"""
+    return "x".join(map(str, sizes))

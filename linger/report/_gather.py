@@ -84,7 +84,9 @@ class Tally:
         reference, fixed = (sum(column) / len(column) for column in zip(*self.metrics, strict=True))
         name = getattr(measure, "__name__", type(measure).__name__).replace("_", " ")
         return Metric(
-            name="metric" if name == "<lambda>" else name, reference=None if math.isnan(reference) else reference, fixed=fixed
+            name="metric" if name == "<lambda>" else name,
+            reference=None if math.isnan(reference) else reference,
+            fixed=fixed,
         )
 
 
@@ -105,10 +107,13 @@ def of_net(net: nn.Module, loader: Iterable[Any], options: Options) -> Data:
         net.eval()
         proto, origins, file, fit = described(net, *one, options.target)
         source = Source(
-            proto=proto, nodes=file.nodes, report=fit, origins=origins, meters=by_row(net, tally.meters), originals=floats(net)
+            proto=proto, nodes=file.nodes, report=fit, origins=origins, meters=by_row(net, tally.meters), originals=floats(net),
+            widths={name: m.parameter_bits for name, m in net.named_modules() if isinstance(m, IntModule) and m.weighted},
         )  # fmt: skip
         made, outputs = rows(source)
-        certificate = certified(net, *many) if options.exact else Certificate(elements=0, differing={}, why="not asked for")
+        certificate = (
+            certified(net, *many) if options.exact else Certificate(elements=0, differing={}, why="not asked for")
+        )
     return Data(
         summary=_summary(net, tally, fit, certificate, options), layers=made, inputs=tuple(t.name for t in file.inputs),
         outputs=outputs, worst=tuple(tally.worst),
@@ -206,4 +211,3 @@ def fitted(fit: Fit) -> dict[str, Any]:
         "cycles": fit.cycles, "accumulator": max((x.accumulator for x in fit.layers), default=0), "fits": fit.ok,
         "violations": fit.violations, "memory": fit.memory, "left": fit.left,
     }  # fmt: skip
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,10 +13,9 @@ from linger.errors import LingerError
 from linger.report import _format as say
 from linger.report._data import Certificate, Data, Layer
 from linger.report._graph import Drawing, Edge, drawing
-from linger.report._words import LANGUAGES, WORDS, word
+from linger.report._words import ASSETS, LANGUAGES, word, words
 from linger.targets._words import bytes_text
 
-ASSETS = Path(__file__).parent / "assets"
 ROW, LANE = 30, 16  # pixels of the drawing
 POOR, CLIPS = 20.0, 0.01  # below so many dB, or above this share, a row needs a look
 
@@ -42,7 +40,7 @@ def page(data: Data, language: str) -> str:
     return env.get_template("report.html").render(
         s=data.summary, layers=data.layers, worst=data.worst, inputs=data.inputs, t=text, say=say, bytes=bytes_text,
         word=lambda key, **values: word(key, language, **values), language=language, drawing=drawn, row=ROW, lane=LANE,
-        curve=curve, certificate=certificate_words, looks=looks, style=script("report.css"), code=script("report.js"),
+        curve=curve, parts=parts, certificate=certificate_words, looks=looks, style=script("report.css"), code=script("report.js"),
         libraries=[script("d3.min.js"), script("plot.umd.min.js")], data=embedded(payload(data, drawn, looks)), outputs=data.outputs,
         columns=COLUMNS,
     )  # fmt: skip
@@ -60,9 +58,12 @@ def needs_a_look(layer: Layer, data: Data) -> bool:
 
 def certificate_words(c: Certificate) -> str:
     """Runners by name, with the number of differing integers where there are some."""
-    names = {"runtime": "NumPy"}
-    named = [names.get(k, f"ONNX Runtime ({k})") for k in c.differing]
-    return ", ".join(n if c.equal else f"{n}: {d}" for n, d in zip(named, c.differing.values(), strict=True))
+    if c.equal:
+        levels = ", ".join(k for k in c.differing if k != "runtime")
+        return ", ".join(
+            [*(["NumPy"] if "runtime" in c.differing else []), *([f"ONNX Runtime ({levels})"] if levels else [])]
+        )
+    return ", ".join(f"{'NumPy' if k == 'runtime' else k} {n}" for k, n in c.differing.items())
 
 
 def curve(edge: Edge) -> str:
@@ -75,6 +76,12 @@ def curve(edge: Edge) -> str:
     return f"M{x0:g} {y0:g}V{bend:g}C{x0:g} {bend + ROW / 2:g} {x1:g} {bend + ROW / 2:g} {x1:g} {y1:g}"
 
 
+def parts(name: str) -> tuple[str, str]:
+    """A dotted name as what may be cut off and what may not: ``encoder.layers.0.`` and ``norm``."""
+    head, dot, leaf = name.rpartition(".")
+    return head + dot, leaf
+
+
 def script(name: str) -> Markup:
     """A file of ours, put into the page as it is."""
     return Markup((ASSETS / name).read_text("utf-8").replace("</script", "<\\/script"))
@@ -84,8 +91,8 @@ def payload(data: Data, drawn: Drawing, looks: set[int]) -> dict[str, Any]:
     """What the script needs: rows with their histograms, and the words of both languages."""
     rows = [asdict(layer) | {"lane": drawn.lanes[i], "look": i in looks} for i, layer in enumerate(data.layers)]
     said = [asdict(v) for v in data.summary.violations]
-    words = {language: {key: both[i] for key, both in WORDS.items()} for i, language in enumerate(LANGUAGES)}
-    return {"layers": rows, "violations": said, "words": words, "inputs": data.inputs, "outputs": data.outputs}
+    texts = {language: {name: text[language] for name, text in words().items()} for language in LANGUAGES}
+    return {"layers": rows, "violations": said, "words": texts, "inputs": data.inputs, "outputs": data.outputs}
 
 
 def embedded(value: Any) -> Markup:
@@ -94,5 +101,3 @@ def embedded(value: Any) -> Markup:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return Markup(text)
-
-

@@ -126,4 +126,3 @@ class Meter:
             low=low, high=high, fixed=tuple(self.fixed.tolist()),
             reference=() if self.reference is None else tuple(self.reference.tolist()),
         )  # fmt: skip
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,8 +12,8 @@ import torch
 from onnx import numpy_helper
 
 from linger.check import Layer as Costs
-from linger.check import Origin, Report, op_name
 from linger.check import Node as FileNode
+from linger.check import Origin, Report, op_name
 from linger.numerics import Grid
 from linger.report._data import Layer, Scale, Weight
 from linger.report._meter import Meter, limits
@@ -38,7 +39,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What rows are made of. ``meters``: key of a row -> measured; ``originals``: state-dict key -> float parameter."""
+    """What rows are made of. ``meters``: key of a row -> measured; ``originals``: state-dict key -> float parameter.
+
+    ``widths``: key of a row -> bits of its weights, which a file may store wider than they are.
+    """
 
     proto: onnx.ModelProto
     nodes: Sequence[FileNode]
@@ -46,6 +50,7 @@ class Source:
     origins: Mapping[str, Origin]
     meters: Mapping[str, Meter]
     originals: Mapping[str, torch.Tensor]
+    widths: Mapping[str, int]
 
 
 def rows(source: Source) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
@@ -116,15 +121,15 @@ def row(
         accumulator=max(c.accumulator for c in costs), macs=sum(c.cost.macs for c in costs),
         weight_bytes=sum(c.cost.weights for c in costs), activation_bytes=sum(c.cost.activations for c in costs),
         cycles=None if None in cycles else sum(c for c in cycles if c is not None),
-        weights=tuple(weights(group.nodes, stored, source.originals)), **measured(meter),
+        weights=tuple(weights(group, stored, source)), **measured(meter),
     )  # fmt: skip
 
 
-def measured(meter: Meter | None) -> dict[str, object]:
+def measured(meter: Meter | None) -> dict[str, Any]:
     """The fields of a row that a meter knows."""
     if meter is None:
         return {}
-    said: dict[str, object] = {"sqnr": meter.total.sqnr, "own_sqnr": meter.own.sqnr, "clipped": meter.share_clipped}
+    said: dict[str, Any] = {"sqnr": meter.total.sqnr, "own_sqnr": meter.own.sqnr, "clipped": meter.share_clipped}
     if meter.low <= meter.high:
         said |= {"low": meter.low, "high": meter.high}
     if meter.grid is not None:
@@ -141,16 +146,15 @@ def grid(scale: float, bits: int) -> Scale:
     return Scale(scale=scale, bits=bits, lowest=low, highest=high)
 
 
-def weights(
-    nodes: Iterable[FileNode], stored: Mapping[str, np.ndarray], originals: Mapping[str, torch.Tensor]
-) -> Iterable[Weight]:
-    """The stored integers of some nodes that have a scale."""
-    for node in nodes:
+def weights(group: Group, stored: Mapping[str, np.ndarray], source: Source) -> Iterable[Weight]:
+    """The stored integers of a row that have a scale."""
+    for node in group.nodes:
         for t in node.inputs:
             attr = next((s for word, s in MATRICES.items() if word in t.name), "scale_w")
             if t.stored and t.dtype in WIDTHS and t.elements > 1 and attr in node.attrs:
-                bits = int(node.attrs.get("parameter_bits", WIDTHS[t.dtype]))
-                yield weight(t.name, stored[t.name], float(node.attrs[attr]), bits, originals.get(t.name))
+                written = int(node.attrs.get("parameter_bits", WIDTHS[t.dtype]))
+                bits = source.widths.get(group.key.partition("@")[0], written)
+                yield weight(t.name, stored[t.name], float(node.attrs[attr]), bits, source.originals.get(t.name))
 
 
 def weight(name: str, integers: np.ndarray, scale: float, bits: int, original: torch.Tensor | None) -> Weight:
@@ -169,4 +173,3 @@ def weight(name: str, integers: np.ndarray, scale: float, bits: int, original: t
         name=name, shape=tuple(integers.shape), grid=grid(scale, bits), used=max(meter.high / high, meter.low / low, 0.0),
         sqnr=meter.own.sqnr, clipped=meter.share_clipped, histogram=histogram,
     )  # fmt: skip
-

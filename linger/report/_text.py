@@ -33,7 +33,9 @@ def lines_of(summary: Summary) -> list[str]:
     found.append(f"widest sum: {s.accumulator} bits, proven from the weights")
     found.append(f"{s.target}: {'fits' if s.fits else 'does not fit'}, {len(s.violations)} remarks")
     differing = ", ".join(f"{name} {n}" for name, n in c.differing.items())
-    exact = f"exact: {c.elements:,} outputs compared, differing in {differing}" if c.differing else f"not compared: {c.why}"
+    exact = (
+        f"exact: {c.elements:,} outputs compared, differing in {differing}" if c.differing else f"not compared: {c.why}"
+    )
     return [*found, exact]
 
 

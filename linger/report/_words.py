@@ -1,128 +1,22 @@
-"""The words of the page, in English and in Chinese."""
+"""The words of the page: a name in ``assets/words.json`` stands for a text in every language, with {values} to fill in."""
 
 from __future__ import annotations
 
-WORDS: dict[str, tuple[str, str]] = {
-    "title": ("Fixed-point report", "定点报告"),
-    "skip": ("Skip to the layers", "跳到逐层表格"),
-    "language": ("中文", "English"),
-    "language_label": ("切换到中文", "Switch to English"),
-    "theme": ("Light or dark", "浅色或深色"),
-    "on": ("target {target} · {samples} samples in {batches} batches · linger {version}",
-           "目标 {target} · {batches} 个批次共 {samples} 个样本 · linger {version}"),
-    "summary": ("Summary", "概要"),
-    "in_float": ("{value} in float", "浮点 {value}"),
-    "no_float": ("no float net to compare with", "没有可比较的浮点网络"),
-    "output_sqnr": ("SQNR of the outputs", "输出 SQNR"),
-    "against_float": ("against the float net", "相对浮点网络"),
-    "exactness": ("Exactness", "精确性"),
-    "equal": ("Equal", "相等"),
-    "differs": ("Differs", "不相等"),
-    "not_compared": ("Not compared", "未比较"),
-    "equal_in": ("{elements} outputs compared, 0 differ, in {runners}", "在 {runners} 中比较了 {elements} 个输出，0 个不同"),
-    "differs_in": ("of {elements} outputs: {runners}", "{elements} 个输出中：{runners}"),
-    "fit": ("On the chip", "芯片适配"),
-    "fits": ("Fits {target}", "适配 {target}"),
-    "misfits": ("Does not fit {target}", "不适配 {target}"),
-    "remarks": ("{count} remarks", "{count} 条说明"),
-    "no_remarks": ("no remarks", "无说明"),
-    "size": ("Weights", "权重"),
-    "size_float": ("{value} in float · {parameters} parameters", "浮点 {value} · {parameters} 个参数"),
-    "work": ("Work of one sample", "单样本计算量"),
-    "macs": ("MACs", "MAC"),
-    "cycles": ("about {cycles} cycles", "约 {cycles} 周期"),
-    "float_share": ("{share} in float", "{share} 为浮点"),
-    "all_fixed": ("all in fixed point", "全部为定点"),
-    "accumulator": ("Widest sum", "最宽累加"),
-    "bits": ("{bits} bits", "{bits} 位"),
-    "proven": ("proven from the weights, for any input", "由权重证明，对任何输入成立"),
-    "memory": ("Memory", "内存"),
-    "of": ("{used} of {size}", "{used} / {size}"),
-    "remark_list": ("What the chip says", "芯片的限制"),
-    "layer": ("Layer", "层"),
-    "op": ("Op", "算子"),
-    "found": ("Found", "现状"),
-    "allowed": ("Allowed", "允许"),
-    "way": ("Way out", "解决办法"),
-    "verdict": ("On the chip", "在芯片上"),
-    "kind_error": ("does not run", "无法运行"),
-    "kind_wrong": ("other integers", "整数不同"),
-    "kind_split": ("engine splits it", "引擎会拆分"),
-    "kind_warning": ("look at it", "请留意"),
-    "growth": ("Error along the net", "误差沿网络的变化"),
-    "growth_note": ("SQNR of every result in dB, in the order of computation: higher is better. Choose a point to see its layer.",
-                    "按计算顺序列出每个结果的 SQNR（dB），越高越好。点选一个点可查看该层。"),
-    "total_series": ("whole net in fixed point", "整网定点"),
-    "own_series": ("this layer alone", "仅此层定点"),
-    "graph": ("Graph", "计算图"),
-    "graph_note": ("Every layer and call, top to bottom. Arrow keys move, Enter chooses.", "自上而下为每个层与调用。方向键移动，回车选择。"),
-    "input": ("Input", "输入"),
-    "output": ("Output", "输出"),
-    "layers": ("Layers", "逐层"),
-    "search": ("Find a layer or an op", "查找层或算子"),
-    "show": ("Show", "显示"),
-    "every": ("everything", "全部"),
-    "fixed": ("fixed point", "定点"),
-    "move": ("passes values", "仅传递数值"),
-    "float": ("float", "浮点"),
-    "look": ("needs a look", "需要留意"),
-    "rows": ("{shown} of {total} rows", "{total} 行中的 {shown} 行"),
-    "sort": ("Sort by {column}", "按{column}排序"),
-    "grid": ("Grid", "网格"),
-    "used": ("Range used", "范围利用"),
-    "clipped": ("Clipped", "饱和"),
-    "sqnr": ("SQNR dB", "SQNR dB"),
-    "own": ("Own dB", "自身 dB"),
-    "sum": ("Sum bits", "累加位数"),
-    "bytes": ("Bytes", "字节"),
-    "island": ("Island", "浮点岛"),
-    "exact": ("exact", "精确"),
-    "step": ("step {step}", "步长 {step}"),
-    "from_to": ("{low} to {high}", "{low} 至 {high}"),
-    "seen": ("Values seen", "实际取值"),
-    "grid_ends": ("Grid", "网格"),
-    "shape": ("Shape", "形状"),
-    "stored": ("Stored", "存储"),
-    "results": ("Results", "结果"),
-    "reads": ("Reads", "读取"),
-    "feeds": ("Read by", "被读取"),
-    "source": ("Source", "源代码"),
-    "values": ("Output values", "输出数值"),
-    "weight_values": ("Weights {name}", "权重 {name}"),
-    "legend_fixed": ("fixed point", "定点"),
-    "legend_float": ("float", "浮点"),
-    "legend_grid": ("ends of the grid", "网格两端"),
-    "histogram_label": ("{name}: values from {low} to {high}; the grid ends at {lowest} and {highest}",
-                        "{name}：数值从 {low} 到 {high}；网格两端为 {lowest} 与 {highest}"),
-    "counts": ("Bars are counts on a square-root scale; what lies further out is in the last bar.", "柱高为计数（平方根刻度）；更远的数值计入最外侧的柱。"),
-    "no_values": ("It only passes values on, so it has no grid of its own.", "该调用只传递数值，没有自己的网格。"),
-    "float_values": ("It computes in float: part of island {island}.", "以浮点计算：属于浮点岛 {island}。"),
-    "previous": ("Previous layer", "上一层"),
-    "next": ("Next layer", "下一层"),
-    "worst": ("Worst inputs", "最差输入"),
-    "worst_note": ("The samples on which fixed point is furthest from float.", "定点与浮点相差最大的样本。"),
-    "item": ("batch {batch}, item {item}", "批次 {batch}，样本 {item}"),
-    "batch": ("batch {batch}", "批次 {batch}"),
-    "same_class": ("both say {fixed}", "两者均为 {fixed}"),
-    "other_class": ("float says {reference}, fixed point {fixed}", "浮点为 {reference}，定点为 {fixed}"),
-    "picture": ("the input as a picture", "输入图像"),
-    "reading": ("How to read this", "如何阅读"),
-    "read_sqnr": ("Signal to quantization noise: 10 log10 of the energy of the float values over that of the difference. 6 dB are one bit. “Own” is what the layer adds itself, on the inputs it has in fixed point.",
-                  "信号与量化噪声之比：浮点数值能量与差值能量之比取 10 log10。6 dB 相当于 1 位。“自身”是该层在其定点输入上自己引入的误差。"),
-    "read_grid": ("A real value is an integer divided by the scale, a power of two. The step is one over the scale.",
-                  "实数值等于整数除以缩放系数，系数为 2 的幂。步长是系数的倒数。"),
-    "read_clipped": ("Values beyond an end of the grid by at least one step. Behind a ReLU, negative values do not count.",
-                     "超出网格一端至少一个步长的数值。后接 ReLU 时负值不计。"),
-    "read_sum": ("Bits that the accumulator needs for the worst input that can exist, from the stored weights.",
-                 "由已存储的权重得出：在可能存在的最坏输入下累加器所需的位数。"),
-    "read_island": ("A part that computes in float, between Dequant and Quant. Parts with one number hand floats to each other.",
-                    "位于 Dequant 与 Quant 之间、以浮点计算的部分。编号相同者彼此传递浮点数。"),
-    "why": ("{why}", "{why}"),
-}  # fmt: skip
+import json
+from functools import cache
+from pathlib import Path
 
+ASSETS = Path(__file__).parent / "assets"
 LANGUAGES = ("en", "zh")
 
 
-def word(key: str, language: str, **values: object) -> str:
+@cache
+def words() -> dict[str, dict[str, str]]:
+    """Name -> language -> text."""
+    found: dict[str, dict[str, str]] = json.loads((ASSETS / "words.json").read_text("utf-8"))
+    return found
+
+
+def word(name: str, language: str, **values: object) -> str:
     """One text with its values filled in."""
-    return WORDS[key][LANGUAGES.index(language)].format(**values)
+    return words()[name][language].format(**values)

@@ -22,7 +22,7 @@ POINTS = 128  # of a series
 
 def worst_of(
     batch: int, source: Tensor | None, axis: int, found: Sequence[Tensor], wanted: Sequence[Tensor]
-) -> list[Worst]:  # fmt: skip
+) -> list[Worst]:
     """One row for every item of a batch, or one for the batch where outputs do not tell items apart.
 
     Args:
@@ -33,21 +33,24 @@ def worst_of(
         wanted: the same in float.
     """
     count = 0 if source is None or source.dim() <= axis else source.shape[axis]
-    axes = [next((a for a in (axis, 0) if t.dim() > a and t.shape[a] == count), None) for t in wanted]
-    if not count or None in axes:
-        error, signal = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        for f, w in zip(found, wanted, strict=True):
-            error += (f.double() - w.double()).pow(2).sum().cpu()
-            signal += w.double().pow(2).sum().cpu()
-        return [Worst(batch=batch, item=-1, sqnr=decibels(float(signal), float(error)))]
-    items = [(a, f.movedim(a, 0), w.movedim(a, 0)) for a, f, w in zip(axes, found, wanted, strict=True) if a is not None]
-    errors = sum((f.double() - w.double()).flatten(1).pow(2).sum(1) if f.dim() > 1 else (f - w).double().pow(2) for _, f, w in items)
-    signals = sum(w.double().flatten(1).pow(2).sum(1) if w.dim() > 1 else w.double().pow(2) for _, _, w in items)
-    assert isinstance(errors, Tensor) and isinstance(signals, Tensor) and source is not None
-    ranked = sorted(
-        (decibels(s, e), i) for i, (s, e) in enumerate(zip(signals.tolist(), errors.tolist(), strict=True))
-    )
-    return [shown(batch, i, sqnr, source.movedim(axis, 0)[i], items[0][1], items[0][2]) for sqnr, i in ranked[:MOST]]
+    axes = [next((a for a in (axis, 0) if t.dim() > a and t.shape[a] == count), -1) for t in wanted]
+    if source is None or not count or not wanted or -1 in axes:
+        whole = [(f.reshape(1, -1), w.reshape(1, -1)) for f, w in zip(found, wanted, strict=True)]
+        return [Worst(batch=batch, item=-1, sqnr=_by_item(whole, 1)[0])]
+    items = [(f.movedim(a, 0), w.movedim(a, 0)) for a, f, w in zip(axes, found, wanted, strict=True)]
+    ranked = sorted((sqnr, i) for i, sqnr in enumerate(_by_item(items, count)))
+    inputs = source.movedim(axis, 0)
+    return [shown(batch, i, sqnr, inputs[i], *items[0]) for sqnr, i in ranked[:MOST]]
+
+
+def _by_item(pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> list[float]:
+    """SQNR of every item; axis 0 of all tensors counts them."""
+    error, signal = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+    for found, wanted in pairs:
+        f, w = (t.reshape(count, -1).double().cpu() for t in (found, wanted))
+        error += (f - w).pow(2).sum(1)
+        signal += w.pow(2).sum(1)
+    return [decibels(s, e) for s, e in zip(signal.tolist(), error.tolist(), strict=True)]
 
 
 def decibels(signal: float, error: float) -> float:

@@ -84,8 +84,8 @@
     if (layer.grid) add("grid", `${say("bits", { bits: layer.grid.bits })}, ${say("step", { step: step(layer.grid) })}`, say("from_to", { low: number(layer.grid.lowest), high: number(layer.grid.highest) }));
     if (layer.low !== null) add("seen", say("from_to", { low: number(layer.low), high: number(layer.high) }), layer.used === null ? "" : `${say("used")} ${percent(layer.used)}`);
     if (layer.clipped !== null) add("clipped", percent(layer.clipped));
-    if (layer.sqnr !== null) add("sqnr", decibels(layer.sqnr), say("total_series"));
-    if (layer.own_sqnr !== null) add("own", decibels(layer.own_sqnr), say("own_series"));
+    if (layer.sqnr !== null) add("fact_sqnr", decibels(layer.sqnr), say("total_series"));
+    if (layer.own_sqnr !== null) add("fact_own", decibels(layer.own_sqnr), say("own_series"));
     if (layer.accumulator) add("sum", say("bits", { bits: layer.accumulator }));
     if (layer.macs) add("macs", layer.macs.toLocaleString("en"));
     if (layer.cycles) add("work", say("cycles", { cycles: layer.cycles.toLocaleString("en") }));
@@ -107,7 +107,7 @@
     const head = el("header", {}, el("div", {}, el("h2", { id: "h-detail" }, layer.name), el("p", { class: "muted" }, `${layer.op} · ${say(layer.kind)}`)), el("div", { class: "steps" }, go("previous", chosen - 1, "↑"), go("next", chosen + 1, "↓")));
     const notes = violations.filter((v) => v.layer === layer.name).map((v) => el("li", { class: v.kind }, el("p", {}, el("span", { class: "tag" }, say("kind_" + v.kind)), ` ${v.found} `, el("span", { class: "muted" }, `· ${say("allowed")}: ${v.allowed}`)), el("p", { class: "muted" }, v.way)));
     article.setAttribute("aria-labelledby", "h-detail");
-    article.replaceChildren(head, facts(layer), el("div", {}, links("reads", layer.inputs) ?? "", links("feeds", readers[chosen]) ?? ""), notes.length ? el("ul", { class: "remarks" }, ...notes) : "");
+    article.replaceChildren(head, facts(layer), el("div", { class: "note" }, links("reads", layer.inputs) ?? "", links("feeds", readers[chosen]) ?? ""), notes.length ? el("ul", { class: "remarks" }, ...notes) : "");
     if (layer.histogram) article.append(histogram(say("values"), layer.histogram, layer.grid, wide(article)));
     else article.append(el("p", { class: "muted note" }, layer.island ? say("float_values", { island: layer.island }) : say("no_values")));
     for (const weight of layer.weights) {
@@ -177,7 +177,7 @@
         Plot.dot(points, { x: "i", y: (p) => held(p.own), r: 2.5, stroke: color("shade"), strokeWidth: 1.25 }),
         Plot.lineY(points.filter((p) => p.total !== null), { x: "i", y: (p) => held(p.total), stroke: color("accent"), strokeWidth: 1.75, curve: "linear" }),
         Plot.dot(points.filter((p) => p.total !== null), { x: "i", y: (p) => held(p.total), r: points.length > 60 ? 2 : 3.5, fill: color("accent") }),
-        Plot.tip(points, Plot.pointerX({ x: "i", y: (p) => held(p.total ?? p.own), title: (p) => `${p.name}\n${p.total === null ? "" : `${say("sqnr")} ${decibels(p.total)}\n`}${p.own === null ? "" : `${say("own")} ${decibels(p.own)}`}`, fill: color("raised"), stroke: color("line"), textPadding: 9, fontSize: 13 })),
+        Plot.tip(points, Plot.pointerX({ x: "i", y: (p) => held(p.total ?? p.own), title: (p) => `${p.name}\n${p.total === null ? "" : `${say("fact_sqnr")} ${decibels(p.total)}\n`}${p.own === null ? "" : `${say("fact_own")} ${decibels(p.own)}`}`, fill: color("raised"), stroke: color("line"), textPadding: 9, fontSize: 13 })),
       ],
     });
     plot.addEventListener("click", () => plot.value && choose(plot.value.i, { look: true }));
