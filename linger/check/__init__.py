@@ -6,6 +6,7 @@ import copy
 import os
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import nn
 
@@ -16,14 +17,28 @@ from linger.check._memory import usage
 from linger.check._net import Origin, built, exported, follow
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
-from linger.check._words import op_name
+from linger.check._words import op_name, readable
 from linger.errors import during
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
+from linger.trace import tensors_of
+from linger.verify import array
 
-__all__ = ["Layer", "Node", "Origin", "Report", "Space", "Violation", "check", "described", "of_proto", "op_name"]
+__all__ = [
+    "Layer",
+    "Node",
+    "Origin",
+    "Report",
+    "Space",
+    "Violation",
+    "check",
+    "described",
+    "of_proto",
+    "op_name",
+    "readable",
+]
 
 
 def check(
@@ -68,7 +83,7 @@ def _report(
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))
         proto, origins, left = exported(net, args, kwargs, chip, bits)
-        return of_file(facts_of(proto, origins=origins), chip, left)
+        return of_file(facts_of(proto, origins=origins, inputs=arrays(args, kwargs)), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
     return of_proto(net if isinstance(net, onnx.ModelProto) else runtime.read(net), args, target)[1]
@@ -80,7 +95,7 @@ def described(
     """A fixed-point net as it is, with the ranges it has: its file, where the nodes come from, the facts and the report."""
     chip = find_target(target or net.__dict__.get("_linger_target"))
     proto, origins = built(follow(copy.deepcopy(net), chip), args, kwargs, chip)
-    file = facts_of(proto, origins=origins)
+    file = facts_of(proto, origins=origins, inputs=arrays(args, kwargs))
     return proto, origins, file, of_file(file, chip, [])
 
 
@@ -89,8 +104,13 @@ def of_proto(
 ) -> tuple[File, Report]:
     """The facts of a file and the report."""
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
-    file = facts_of(proto, _sizes(proto, args))
+    file = facts_of(proto, _sizes(proto, args), inputs=[np.asarray(a) for a in args])
     return file, of_file(file, find_target(target or named), [])
+
+
+def arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
+    """The inputs as a file takes them."""
+    return [array(t) for t in tensors_of((args, kwargs))]
 
 
 def of_file(file: File, chip: Target, left: list[str]) -> Report:

@@ -106,9 +106,12 @@ class File:
 
 
 def facts_of(
-    proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, origins: Mapping[str, Origin] | None = None
-) -> File:
+    proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, origins: Mapping[str, Origin] | None = None,
+    inputs: Sequence[np.ndarray] = (),
+) -> File:  # fmt: skip
     """Read a model. ``sizes``: name of a dynamic axis -> its size. ``origins``: node -> where it comes from.
+
+    ``inputs``: one for every input, where sizes may follow from values.
 
     Raises:
         LingerError: the shape of a value is not known.
@@ -116,7 +119,8 @@ def facts_of(
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     _fix(fixed, sizes or {})
-    graph = inferred(fixed).graph
+    names = [i.name for i in proto.graph.input]
+    graph = inferred(fixed, dict(zip(names, inputs, strict=False))).graph
     values = {v.name: _declared(v) for v in (*graph.input, *graph.value_info, *graph.output)}
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     values |= {

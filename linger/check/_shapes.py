@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from linger import runtime
+from linger.errors import LingerError
+from linger.onnx.writer import UNKNOWN
 from linger.targets import known
 
 RECURRENT = ("LSTMInt", "GRUInt", "RNNInt")
@@ -18,8 +22,43 @@ def is_recurrent(op: str) -> bool:
     return op.partition("_")[0] in RECURRENT
 
 
-def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the shape of every value that can be known; recurrent nodes one after the other."""
+Feed = Mapping[str, np.ndarray]
+
+
+def inferred(proto: onnx.ModelProto, feed: Feed | None = None) -> onnx.ModelProto:
+    """The model with the shape of every value that can be known; recurrent nodes one after the other.
+
+    ``feed``: inputs on which the file is run where sizes follow from values (the lengths of a packed sequence).
+    """
+    shaped = _by_rules(proto)
+    known = {v.name for v in (*shaped.graph.input, *shaped.graph.value_info, *shaped.graph.output) if _sizes(v)}
+    unknown = [n for node in proto.graph.node for n in node.output if n and n not in known]
+    if not unknown or not feed or any(i.domain == UNKNOWN for i in proto.opset_import):
+        return shaped
+    values = _run(proto, feed)
+    found = [helper.make_tensor_value_info(n, _dtype(values[n]), values[n].shape) for n in unknown if n in values]
+    kept = [v for v in shaped.graph.value_info if v.name not in unknown]
+    del shaped.graph.value_info[:]
+    shaped.graph.value_info.extend([*kept, *found])
+    return shaped
+
+
+def _dtype(x: np.ndarray) -> int:
+    return helper.np_dtype_to_tensor_dtype(x.dtype)
+
+
+def _run(proto: onnx.ModelProto, feed: Feed) -> Feed:
+    """Every value of the file on these inputs; none where it does not run on them."""
+    try:
+        model = runtime.from_proto(proto)
+        model(dict(feed))
+    except LingerError:
+        return {}
+    return model.tensors
+
+
+def _by_rules(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What follows from shapes alone."""
     while True:
         shaped = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = shaped.graph

@@ -17,12 +17,14 @@ from linger.batches import Forward, feed
 from linger.errors import LingerError, during
 from linger.files import write_whole
 from linger.report import _text
+from linger.report._beside import Key, both
 from linger.report._data import Certificate, Data, Layer, Summary, Worst
 from linger.report._file import of_file
 from linger.report._gather import Measure, Options, of_net
-from linger.report._html import page
+from linger.report._html import finite, page
+from linger.report._meter import Meter
 
-__all__ = ["Certificate", "Data", "Layer", "Report", "Summary", "Worst", "report"]
+__all__ = ["Certificate", "Data", "Key", "Layer", "Meter", "Report", "Summary", "Worst", "both", "report"]
 
 
 class Report:
@@ -43,7 +45,7 @@ class Report:
 
     def json(self) -> str:
         """All of it, histograms included."""
-        return json.dumps(asdict(self.data), indent=2, allow_nan=False)
+        return json.dumps(finite(asdict(self.data)), indent=2, allow_nan=False)
 
     def csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the table of layers."""

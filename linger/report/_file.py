@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from linger import runtime
 from linger._version import VERSION
@@ -35,6 +36,7 @@ def of_file(path: str | os.PathLike[str], loader: Iterable[Any], reference: nn.M
     with bar(options.progress) as shown:
         batches = taken(loader, nn.Identity(), options.batches)
         for batch in shown.track(batches, length(loader, options.batches), description="report"):
+            batch = pytree.tree_map_only(np.ndarray, torch.from_numpy, batch)
             given = inputs_of(model, batch)
             if not nodes:
                 file, fit = of_proto(
@@ -55,7 +57,7 @@ def of_file(path: str | os.PathLike[str], loader: Iterable[Any], reference: nn.M
     summary = Summary(
         net=os.path.basename(os.fspath(path)), target=fit.target, version=VERSION, batches=tally.batches,
         samples=tally.samples, metric=tally.metric(options.metric), sqnr=tally.noise.sqnr, parameters=parameters,
-        float_bytes=4 * parameters, certificate=certificate or Certificate(elements=0, differing={}, why="not asked for"),
+        float_bytes=4 * parameters, certificate=certificate or Certificate(elements=0, differing={}, why=""),
         **fitted(fit),
     )  # fmt: skip
     return Data(
@@ -69,11 +71,11 @@ def inputs_of(model: runtime.Model, batch: Any) -> dict[str, np.ndarray]:
         return {name: array(batch[name]) for name in model.inputs if name in batch}
     values = list(batch) if isinstance(batch, (tuple, list)) else [batch]
     values = values[: len(model.inputs)]
-    if not all(isinstance(x, (Tensor, np.ndarray)) for x in values):
+    if not all(isinstance(x, Tensor) for x in values):
         raise LingerError(
             f"the loader yields {', '.join(type(x).__name__ for x in values)}, allowed are tensors and arrays; pass such a loader"
         )
-    return {n: x if isinstance(x, np.ndarray) else array(x) for n, x in zip(model.inputs, values, strict=False)}
+    return {name: array(x) for name, x in zip(model.inputs, values, strict=False)}
 
 
 def cut(x: np.ndarray, axis: int, count: int) -> np.ndarray:
@@ -86,9 +88,9 @@ def dynamic(model: runtime.Model) -> bool:
     return all(i.shape is None or any(isinstance(n, str) for n in i.shape) for i in model.declared)
 
 
-def tensors(out: Any) -> list[Tensor]:
-    """The file's outputs as tensors."""
-    return [torch.from_numpy(np.array(x)) for x in (out if isinstance(out, tuple) else (out,))]
+def tensors(out: Any) -> Any:
+    """The file's output, or several, as tensors."""
+    return tuple(map(tensors, out)) if isinstance(out, tuple) else torch.from_numpy(np.array(out))
 
 
 def in_float(reference: nn.Module, batch: Any, options: Options) -> Any:

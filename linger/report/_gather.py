@@ -111,9 +111,7 @@ def of_net(net: nn.Module, loader: Iterable[Any], options: Options) -> Data:
             widths={name: m.parameter_bits for name, m in net.named_modules() if isinstance(m, IntModule) and m.weighted},
         )  # fmt: skip
         made, outputs = rows(source)
-        certificate = (
-            certified(net, *many) if options.exact else Certificate(elements=0, differing={}, why="not asked for")
-        )
+        certificate = certified(net, *many) if options.exact else Certificate(elements=0, differing={}, why="")
     return Data(
         summary=_summary(net, tally, fit, certificate, options), layers=made, inputs=tuple(t.name for t in file.inputs),
         outputs=outputs, worst=tuple(tally.worst),

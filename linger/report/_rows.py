@@ -60,20 +60,20 @@ def rows(source: Source) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
     through = {n.outputs[0].name: n.inputs[0].name for n in source.nodes if n.op in BOUNDARY}
     stored = {i.name: numpy_helper.to_array(i) for i in source.proto.graph.initializer}
 
-    def producer(name: str) -> int:
+    def producer(name: str) -> int | None:
         while name in through:
             name = through[name]
-        return made.get(name, -1)
+        return None if name in stored else made.get(name, -1)
 
     reads = [
-        sorted({producer(t.name) for n in g.nodes for t in n.inputs if t.name not in stored} - {i})
+        sorted({j for n in g.nodes for t in n.inputs if (j := producer(t.name)) is not None} - {i})
         for i, g in enumerate(groups)
     ]
     numbers = islands(groups, reads)
     layers = tuple(
         row(g, tuple(reads[i]), numbers.get(i, 0), source, stored) for i, g in enumerate(groups)
     )  # fmt: skip
-    outputs = sorted({producer(o.name) for o in source.proto.graph.output})
+    outputs = sorted({j for o in source.proto.graph.output if (j := producer(o.name)) is not None})
     return layers, tuple(outputs)
 
 

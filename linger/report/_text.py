@@ -10,6 +10,7 @@ from rich.table import Table
 
 from linger.report import _format as say
 from linger.report._data import Data, Layer, Summary
+from linger.report._meter import BEST
 from linger.targets._words import bytes_text
 
 COLUMNS = (
@@ -25,7 +26,8 @@ def lines_of(summary: Summary) -> list[str]:
     if s.metric is not None:
         found.append(f"{s.metric.name}: {say.number(s.metric.fixed)}" + _beside(s.metric.reference))
     if s.sqnr is not None:
-        found.append(f"outputs: SQNR {say.decibels(s.sqnr)} dB against float")
+        said = "exact" if s.sqnr >= BEST else f"SQNR {say.decibels(s.sqnr)} dB"
+        found.append(f"outputs: {said} against float")
     found.append(f"weights: {bytes_text(s.weight_bytes)}, {bytes_text(s.float_bytes)} in float")
     work = f"work: {s.macs:,} MACs" + (f", {s.float_share:.0%} of them in float" if s.float_share else "")
     found.append(work + ("" if s.cycles is None else f", about {s.cycles:,} cycles"))
@@ -34,7 +36,9 @@ def lines_of(summary: Summary) -> list[str]:
     found.append(f"{s.target}: {'fits' if s.fits else 'does not fit'}, {len(s.violations)} remarks")
     differing = ", ".join(f"{name} {n}" for name, n in c.differing.items())
     exact = (
-        f"exact: {c.elements:,} outputs compared, differing in {differing}" if c.differing else f"not compared: {c.why}"
+        f"exact: {c.elements:,} outputs compared, differing in {differing}"
+        if c.differing
+        else f"not compared: {c.why}".rstrip(": ")
     )
     return [*found, exact]
 
