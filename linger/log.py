@@ -90,7 +90,7 @@ def _ranges(writer: Writer, name: str, module: IntModule, step: int) -> None:
             continue
         part = key.removeprefix("running_")
         hidden = isinstance(module, RecurrentInt) and part.startswith("h")
-        bits = module.hidden_bits if hidden else module.bits_of(part)  # type: ignore[attr-defined]
+        bits: Any = module.hidden_bits if hidden else module.bits_of(part)
         scale = float(module.scale(part, bits).log2())
         _scalars(writer, f"{name}.{part}", {"range": float(running), "scale": scale}, step)
 

@@ -161,7 +161,7 @@ def test_only_what_a_relu_passes_counts() -> None:
     with torch.no_grad():
         wanted = x @ net[0].weight.T + net[0].bias
     assert float((wanted < grid.lowest - 1).float().mean()) > 0.2
-    assert found.clipped == float((wanted >= grid.highest + 1 / grid.scale).float().mean())
+    assert found.clipped == float((wanted >= grid.highest + 1 / grid.scale).double().mean())
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
