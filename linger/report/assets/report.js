@@ -177,7 +177,7 @@
         Plot.dot(points, { x: "i", y: (p) => held(p.own), r: 2.5, stroke: color("shade"), strokeWidth: 1.25 }),
         Plot.lineY(points.filter((p) => p.total !== null), { x: "i", y: (p) => held(p.total), stroke: color("accent"), strokeWidth: 1.75, curve: "linear" }),
         Plot.dot(points.filter((p) => p.total !== null), { x: "i", y: (p) => held(p.total), r: points.length > 60 ? 2 : 3.5, fill: color("accent") }),
-        Plot.tip(points, Plot.pointerX({ x: "i", y: (p) => held(p.total ?? p.own), title: (p) => `${p.name}\n${p.total === null ? "" : `${say("fact_sqnr")} ${decibels(p.total)}\n`}${p.own === null ? "" : `${say("fact_own")} ${decibels(p.own)}`}`, fill: color("raised"), stroke: color("line"), textPadding: 9, fontSize: 13 })),
+        Plot.tip(points, Plot.pointerX({ x: "i", maxRadius: Infinity, y: (p) => held(p.total ?? p.own), title: (p) => `${p.name}\n${p.total === null ? "" : `${say("fact_sqnr")} ${decibels(p.total)}\n`}${p.own === null ? "" : `${say("fact_own")} ${decibels(p.own)}`}`, fill: color("raised"), stroke: color("line"), textPadding: 9, fontSize: 13 })),
       ],
     });
     plot.addEventListener("click", () => plot.value && choose(plot.value.i, { look: true }));
