@@ -217,6 +217,18 @@ def test_rows_of_a_net_with_a_way_around_and_a_part_in_float() -> None:
             assert s.metric.reference == pytest.approx(sum(accuracy(net(b[0]), b) for b in batches) / 2)
 
 
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_stored_weights_are_on_their_grids_and_near_their_float_values(name: str, bits: int) -> None:
+    net, batches = ready(name, parameter_bits=bits)
+    weights = [w for x in report(net, batches[:1], exact=False).layers for w in x.weights]
+    assert len(weights) >= 3
+    assert all(0 < w.used <= 1 for w in weights)
+    assert {w.grid.bits for w in weights} <= {bits, 16}, "normalizations store 16 bits"
+    found = {w.name: w.sqnr for w in weights}
+    assert all(v is not None and v > 6 * bits - 12 for k, v in found.items() if "in_proj_" not in k), found
+
+
 def test_costs_are_those_of_check() -> None:
     net, batches = ready("transformer")
     data = report(net, batches[:1], target="venusa")

@@ -192,6 +192,12 @@ def test_every_width_and_scheme(
         w.page.click("#theme")
         assert w.page.evaluate(ground) != before
         w.page.click("#theme")
+        apart = w.page.evaluate(
+            "[...document.querySelectorAll('.rail circle')].map(c => { const a = c.getBoundingClientRect(),"
+            " b = document.querySelector(`.node[data-i='${c.dataset.i}']`).getBoundingClientRect();"
+            " return Math.abs(a.top + a.bottom - b.top - b.bottom) / 2; })"
+        )
+        assert max(apart) <= 1, "every point stands beside its name"
         small = w.page.evaluate(
             "[...document.querySelectorAll('button, select, input')].map(e => e.getBoundingClientRect().height)"
         )

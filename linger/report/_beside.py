@@ -125,7 +125,7 @@ class FloatPass(Pass):
         for i, (t, (found, grid)) in enumerate(zip(self.results(out), kept, strict=False)):
             if not i and key is not None and t.shape == found.shape and not isinstance(module, NO_ERROR):
                 self.meters[key].total.add(relued(module, t), relued(module, found))
-                self.meters[key].add_float(relued(module, t))
+                self.meters[key].add_float(t)
             set_grid(t, grid)
 
 

@@ -152,8 +152,8 @@ def weights(group: Group, stored: Mapping[str, np.ndarray], source: Source) -> I
         for t in node.inputs:
             attr = next((s for word, s in MATRICES.items() if word in t.name), "scale_w")
             if t.stored and t.dtype in WIDTHS and t.elements > 1 and attr in node.attrs:
-                written = int(node.attrs.get("parameter_bits", WIDTHS[t.dtype]))
-                bits = source.widths.get(group.key.partition("@")[0], written)
+                own = source.widths.get(group.key.partition("@")[0], int(node.attrs.get("parameter_bits", 8)))
+                bits = min(own, WIDTHS[t.dtype]) if t.dtype == "int8" else WIDTHS[t.dtype]
                 yield weight(t.name, stored[t.name], float(node.attrs[attr]), bits, source.originals.get(t.name))
 
 

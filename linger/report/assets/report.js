@@ -132,7 +132,7 @@
     const levels = 2 ** Math.min(grid.bits, 25);
     const per = Math.max(1, Math.round(bins / 1.5 / levels)); // bins of one level
     const bars = [];
-    counts.fixed.forEach((n, i) => n && bars.push({ x1: counts.low + (i - (per > 1 ? per / 4 : 0)) * size, x2: counts.low + (i + 1 + (per > 1 ? per / 4 : 0)) * size, n }));
+    counts.fixed.forEach((n, i) => n && bars.push({ x1: counts.low + (per > 1 ? i - per / 4 : i) * size, x2: counts.low + (per > 1 ? i + per / 4 : i + 1) * size, n }));
     const total = counts.fixed.reduce((a, b) => a + b, 0) || 1;
     const sum = counts.reference.reduce((a, b) => a + b, 0) || 1;
     const line = [];
@@ -183,7 +183,7 @@
     plot.addEventListener("click", () => plot.value && choose(plot.value.i, { look: true }));
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", `${say("growth")}. ${say("growth_note")}`);
-    box.replaceChildren(plot, legend([["accent", "line", "total_series"], ["shade", "", "own_series"]]));
+    box.replaceChildren(plot, legend([["accent", "line", "total_series"], ["shade", "ring", "own_series"]]));
   }
   function draw() {
     growth();
