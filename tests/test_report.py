@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from nets import UNet
 from report_nets import NETS, accuracy, ready
 from torch import Tensor, nn
@@ -24,8 +21,6 @@ from linger.batches import feed
 from linger.floating import in_float
 from linger.numerics import Grid
 from linger.report import Data, Layer, Meter, both
-from linger.report._graph import drawing
-from linger.report._worst import picture, series, worst_of
 from linger.sites import WITNESSES
 
 
@@ -363,74 +358,6 @@ def test_a_net_that_cannot_be_exported_says_why() -> None:
     assert "cumprod" in data.summary.certificate.why
     assert data.layers[-1].island == 1
     assert not report(made(Odd(), x), [x], exact=False).summary.certificate.why
-
-
-# --- worst inputs
-
-
-def test_the_worst_inputs_come_first() -> None:
-    wanted = torch.ones(4, 3)
-    found = wanted + torch.tensor([0.1, 0.3, 0.0, 0.2]).unsqueeze(1)
-    rows = worst_of(7, torch.randn(4, 1, 8, 8), 0, [found], [wanted])
-    assert [r.item for r in rows] == [1, 3, 0, 2]
-    assert rows[0].sqnr == pytest.approx(10 * math.log10(1 / 0.09), abs=1e-4)
-    assert (rows[-1].sqnr, rows[0].batch, rows[0].reference, rows[0].fixed) == (200, 7, 0, 0)
-    assert rows[0].picture.startswith("data:image/png;base64,")
-    whole = worst_of(0, torch.randn(4, 2), 0, [torch.ones(5)], [torch.ones(5)])
-    assert [r.item for r in whole] == [-1]
-
-
-def test_pictures_are_pngs_of_the_input() -> None:
-    import base64
-
-    x = torch.linspace(0, 1, 40).reshape(1, 5, 8)
-    data = base64.b64decode(picture(x).partition(",")[2])
-    at = data.index(b"IDAT")
-    pixels = zlib.decompress(data[at + 4 : -16])
-    lines = [pixels[1 + i * 9 : 9 + i * 9] for i in range(5)]
-    assert b"".join(lines) == bytes((x * 255 + 0.5).to(torch.uint8).flatten().tolist())
-    assert picture(torch.randn(3, 200, 300)).startswith("data:")
-    assert (
-        picture(torch.randn(2, 8, 8))
-        == picture(torch.zeros(1, 8, 8, dtype=torch.int64))
-        == picture(torch.randn(5))
-        == ""
-    )
-    assert series(torch.arange(6.0)) == (0, 1, 2, 3, 4, 5)
-    assert len(series(torch.randn(1, 1000))) == 125
-    assert series(torch.randn(2, 9)) == ()
-
-
-# --- the drawing
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[Layer]:
-    count = draw(st.integers(1, 14))
-    reads = [draw(st.sets(st.integers(-1, i - 1), min_size=1, max_size=3)) for i in range(count)]
-    return [
-        Layer(name=str(i), op="", kind="fixed", island=0, source="", inputs=tuple(sorted(r)), input=(), output=())
-        for i, r in enumerate(reads)
-    ]
-
-
-@given(graphs())
-def test_no_line_of_the_graph_passes_through_another_row(layers: list[Layer]) -> None:
-    drawn = drawing(layers)
-    assert {(e.source, e.target) for e in drawn.edges} == {(j, i) for i, x in enumerate(layers) for j in x.inputs}
-    for edge in drawn.edges:
-        assert edge.to == drawn.lanes[edge.target]
-        between = drawn.lanes[edge.source + 1 : edge.target]
-        assert edge.lane not in between
-    assert max(drawn.lanes) < drawn.width
-
-
-def test_a_chain_is_one_straight_line() -> None:
-    layers = [
-        Layer(name=str(i), op="", kind="fixed", island=0, source="", inputs=(i - 1,), input=(), output=())
-        for i in range(9)
-    ]
-    assert set(drawing(layers).lanes) == {0}
 
 
 # --- refused
