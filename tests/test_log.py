@@ -65,10 +65,12 @@ def test_a_net_in_training_is_logged_and_left_alone(name: str) -> None:
 
 
 def test_scalars_are_those_of_the_layer() -> None:
-    net = linger.init(nn.Sequential(nn.Linear(8, 4)), parameter_bits=4)
+    net = linger.init(nn.Sequential(nn.Linear(8, 4)), parameter_bits=4, observe="learned")
     x = torch.randn(16, 8)
     net(x)
     fc: Any = net[0]
+    with torch.no_grad():
+        fc.log2_w.sub_(1.0)  # half the range: weights beyond it are clipped
     found = logged(net)
     assert found["linger/range/0.o"] == float(fc.running_o)
     assert found["linger/scale/0.o"] == math.log2(float(fc.scale("o", 8)))
@@ -78,6 +80,7 @@ def test_scalars_are_those_of_the_layer() -> None:
     assert found["linger/weight sqnr/0"] == pytest.approx(10 * math.log10(noise))
     lost = (wanted * scale >= 8) | (wanted * scale <= -9)
     assert found["linger/weight clipped/0"] == pytest.approx(100 * float(lost.float().mean()))
+    assert lost.any()
 
 
 def test_hidden_states_have_their_own_width_and_histograms_are_of_weights() -> None:

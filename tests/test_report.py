@@ -128,6 +128,14 @@ def test_sqnr_and_clipping_by_hand() -> None:
     assert (found.low, found.high, found.used) == (float(fixed.min()), float(fixed.max()), 1.0)
 
 
+@pytest.mark.parametrize(("value", "lost"), [(127.99, 0), (128.0, 1), (-128.99, 0), (-129.0, 1), (-1e3, 1), (-1e5, 0)])
+def test_clipped_is_what_loses_a_whole_step(value: float, lost: int) -> None:
+    """What a mask of attention hides is as low as that and loses nothing."""
+    meter = Meter(grid=Grid(torch.tensor(4.0), 8))
+    meter.add_own(torch.tensor([value / 4]), torch.tensor([0.0]))
+    assert (meter.clipped, meter.counted) == (lost, 1)
+
+
 def test_what_fixed_point_holds_exactly_is_exact() -> None:
     net = nn.Sequential(nn.Linear(4, 4, bias=False))
     with torch.no_grad():
@@ -234,6 +242,7 @@ def test_costs_are_those_of_check() -> None:
     scores = row(data, "encoder.layers.0.self_attn.function_bmm_0")
     assert scores.sqnr is not None
     assert scores.grid is not None
+    assert row(data, "add_0").inputs == (0,), "a stored operand is no row"
 
 
 class Twice(nn.Module):

@@ -124,7 +124,7 @@ class FloatPass(Pass):
         kept = [] if key is None else self.kept.pop(key, [])
         for i, (t, (found, grid)) in enumerate(zip(self.results(out), kept, strict=False)):
             if not i and key is not None and t.shape == found.shape and not isinstance(module, NO_ERROR):
-                self.meters[key].total.add(relued(module, t), relued(module, found))
+                self.meters[key].add_total(relued(module, t), relued(module, found))
                 self.meters[key].add_float(t)
             set_grid(t, grid)
 

@@ -20,7 +20,10 @@ from linger.report._data import Histogram
 
 SPAN, MARGIN = 128, 32  # bins of the grid, and on each side of it
 BEST = 200.0  # dB: nothing differs
-HIDDEN = -1e4  # what a mask of attention adds to hide an entry, which is no error (``ops.mask``)
+HIDDEN = (
+    -1e4
+)  # a mask of attention hides an entry with this or less, far below its grid; that is no error (``ops.mask``)
+FAR = 10  # times the lowest value of the grid
 
 
 @dataclass
@@ -31,9 +34,9 @@ class Noise:
     error: float = 0.0
     seen: bool = False
 
-    def add(self, wanted: Tensor, found: Tensor) -> None:
-        """Count two tensors of one shape; entries that a mask hides are left out."""
-        kept = torch.isfinite(wanted) & (wanted > HIDDEN)
+    def add(self, wanted: Tensor, found: Tensor, lowest: float = -math.inf) -> None:
+        """Count two tensors of one shape; what is not finite, or hidden below a grid that begins at ``lowest``, is left out."""
+        kept = torch.isfinite(wanted) & ~hidden(wanted, lowest)
         f = torch.where(kept, wanted, 0.0).double()
         self.signal += float(f.pow(2).sum())
         self.error += float((f - torch.where(kept, found, 0.0).double()).pow(2).sum())
@@ -47,6 +50,11 @@ class Noise:
         if self.error <= self.signal * 10 ** (-BEST / 10):
             return BEST
         return 10 * math.log10(max(self.signal, 1e-300) / self.error)
+
+
+def hidden(wanted: Tensor, lowest: float) -> Tensor:
+    """Which entries a mask hides."""
+    return wanted <= min(HIDDEN, FAR * lowest)
 
 
 def limits(scale: float, bits: int) -> tuple[float, float]:
@@ -99,13 +107,22 @@ class Meter:
 
     def add_own(self, wanted: Tensor, found: Tensor) -> None:
         """The layer in float on the very inputs it has in fixed point, and its result."""
-        self.own.add(wanted, found)
+        self.own.add(wanted, found, self.lowest)
         if self.grid is not None:
             low, high = limits(*self.scale_and_bits)
             step = 1 / self.scale_and_bits[0]
-            beyond = (wanted >= high + step) | ((wanted <= low - step) & (wanted > HIDDEN))
+            beyond = (wanted >= high + step) | ((wanted <= low - step) & ~hidden(wanted, low))
             self.clipped += int(beyond.sum())
             self.counted += wanted.numel()
+
+    def add_total(self, wanted: Tensor, found: Tensor) -> None:
+        """The result in a float net, and in fixed point."""
+        self.total.add(wanted, found, self.lowest)
+
+    @property
+    def lowest(self) -> float:
+        """Where the grid begins."""
+        return -math.inf if self.grid is None else limits(*self.scale_and_bits)[0]
 
     @property
     def scale_and_bits(self) -> tuple[float, int]:
