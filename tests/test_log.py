@@ -128,7 +128,7 @@ def test_refused(writer: Any, net: Any, options: Any, match: str) -> None:
         linger.log(writer, net, 0, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_a_writer_of_tensorboards_takes_it(tmp_path: Any) -> None:
     """Needs the package tensorboard, which linger does not."""
     from torch.utils.tensorboard import SummaryWriter
