@@ -16,8 +16,10 @@ import pytest
 import torch
 from report_nets import NETS, accuracy, ready
 from torch import nn
+from typer.testing import CliRunner
 
 import linger
+from linger.cli import app
 from linger.report import Report, _format
 from linger.report._data import Scale
 from linger.report._html import finite
@@ -272,3 +274,39 @@ def test_libraries_come_with_their_licences() -> None:
         assert f"{script.name}: " in text
         assert version in text
     assert text.count("Permission to use, copy, modify, and/or distribute") == 2
+
+
+# --- the command
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    net, batches = ready("lstm")
+    linger.onnx.export(net, (batches[0][0],), tmp_path / "lstm.onnx", dynamic_axes={"x": {0: "batch"}})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_writes_what_it_is_asked_for(exported: Path) -> None:
+    asked = ["report", "lstm.onnx", "--input", "3,9,8", "--html", "lstm.html", "--csv", "lstm.csv", "--language", "zh"]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0, shown.output
+    assert "widest sum" in shown.stdout
+    assert 'lang="zh-Hans"' in (exported / "lstm.html").read_text("utf-8")
+    assert (exported / "lstm.csv").read_text("utf-8").startswith("name,op,")
+    told = json.loads(CliRunner().invoke(app, [*asked[:4], "--json"]).stdout)
+    assert (told["summary"]["samples"], told["summary"]["net"]) == (3, "lstm.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lstm.onnx"], "found no --input"), (["gone.onnx", "-i", "1,9,8"], "there is no file"),
+        (["lstm.onnx", "-i", "1,9,7"], "allowed is (batch, 9, 8)"), (["lstm.onnx", "-i", "1,9,8", "--html", "x.html", "--language", "fr"], "en, zh"),
+    ],
+)  # fmt: skip
+def test_the_command_says_what_is_wrong(exported: Path, arguments: list[str], said: str) -> None:
+    shown = CliRunner().invoke(app, ["report", *arguments])
+    assert shown.exit_code == 2
+    assert said in shown.stderr
+    assert [p.name for p in exported.iterdir()] == ["lstm.onnx"]
