@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from linger.errors import LingerError
 
 
-def write_whole(f: str | os.PathLike[str], contents: bytes) -> Path:
-    """Write a file beside its place and move it there, so that nobody ever reads half of it.
+@contextmanager
+def whole(f: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write bytes to, which appears under its name only when everything is written.
 
     Raises:
-        LingerError: the directory does not exist, or the path is one.
+        LingerError: the directory does not exist.
     """
     path = Path(f)
     if not path.parent.is_dir() or path.is_dir():
@@ -21,10 +25,9 @@ def write_whole(f: str | os.PathLike[str], contents: bytes) -> Path:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as out:
-            out.write(contents)
+            yield out
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path

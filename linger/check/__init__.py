@@ -20,7 +20,7 @@ from linger.check._rules import Violation, is_float, violations
 from linger.check._words import op_name, readable
 from linger.errors import during
 from linger.swap import require_net
-from linger.targets import Target
+from linger.targets import Target, half_up
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
 from linger.trace import tensors_of
@@ -82,7 +82,7 @@ def _report(
 ) -> Report:
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))
-        proto, origins, left = exported(net, args, kwargs, chip, bits)
+        proto, origins, left = exported(net, args, kwargs, half_up(chip), bits)
         return of_file(facts_of(proto, origins=origins, inputs=arrays(args, kwargs)), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
@@ -94,7 +94,8 @@ def described(
 ) -> tuple[onnx.ModelProto, dict[str, Origin], File, Report]:
     """A fixed-point net as it is, with the ranges it has: its file, where the nodes come from, the facts and the report."""
     chip = find_target(target or net.__dict__.get("_linger_target"))
-    proto, origins = built(follow(copy.deepcopy(net), chip), args, kwargs, chip)
+    shown = half_up(chip)
+    proto, origins = built(follow(copy.deepcopy(net), shown), args, kwargs, shown)
     file = facts_of(proto, origins=origins, inputs=arrays(args, kwargs))
     return proto, origins, file, of_file(file, chip, [])
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from linger._version import VERSION
 from linger.errors import LingerError, LingerWarning, during
-from linger.files import write_whole
+from linger.files import whole
 from linger.onnx.builder import Builder
 from linger.onnx.inputs import (
     axes_of,
@@ -213,4 +213,5 @@ def _check(proto: onnx.ModelProto) -> None:
 
 def write(proto: onnx.ModelProto, f: str | os.PathLike[str]) -> None:
     """Write the bytes of the model to ``f``, whole or not at all."""
-    write_whole(f, proto.SerializeToString(deterministic=True))
+    with whole(f) as out:
+        out.write(proto.SerializeToString(deterministic=True))

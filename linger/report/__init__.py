@@ -15,7 +15,7 @@ from torch import nn
 
 from linger.batches import Forward, feed
 from linger.errors import LingerError, during
-from linger.files import write_whole
+from linger.files import whole
 from linger.report import _text
 from linger.report._beside import Key, both
 from linger.report._data import Certificate, Data, Layer, Summary, Worst
@@ -49,13 +49,18 @@ class Report:
 
     def csv(self, path: str | os.PathLike[str]) -> Path:
         """Write the table of layers."""
-        with during("report"):
-            return write_whole(path, _text.csv_of(self.data).encode())
+        return _written(path, _text.csv_of(self.data))
 
     def html(self, path: str | os.PathLike[str], language: str = "en") -> Path:
         """Write the page. ``language``: "en" or "zh", what it is in when it is opened; a button changes it."""
         with during("report"):
-            return write_whole(path, page(self.data, language).encode())
+            return _written(path, page(self.data, language))
+
+
+def _written(path: str | os.PathLike[str], text: str) -> Path:
+    with during("report"), whole(path) as out:
+        out.write(text.encode())
+    return Path(path)
 
 
 def report(
