@@ -112,30 +112,24 @@ def verify(
     """
     with during("verify"):
         require_net("verify", net)
-        args = inputs if type(inputs) is tuple else (inputs,)
-        report = compared(net, runtime.read(path), args, kwargs or {}, os.fspath(path))
+        args, kwargs = inputs if type(inputs) is tuple else (inputs,), kwargs or {}
+        proto = runtime.read(path)
+        names = [i.name for i in proto.graph.input]
+        tensors = tensors_of((args, kwargs))
+        if len(names) != len(tensors):
+            raise LingerError(f"found {len(tensors)} inputs, the file takes {', '.join(names)}; pass those of forward")
+        expected = [array(t) for t in _eval(net, args, kwargs)]
+        feed = {i.name: _typed(t, i) for i, t in zip(proto.graph.input, tensors, strict=True)}
+        runs, reference = _run(proto, os.fspath(path), feed)
+        outputs = [o.name for o in proto.graph.output]
+        differing = {where: _differing(expected, found) for where, found in runs.items()}
+        first = next(
+            (_locate(w, outputs, expected, runs[w], reference, proto, feed) for w, n in differing.items() if n), None
+        )
+        report = Report(elements=sum(e.size for e in expected), differing=differing, first=first)
     if not quiet:
         print(report)
     return report
-
-
-def compared(
-    net: nn.Module, proto: onnx.ModelProto, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> Report:
-    """The same for a model in memory. ``name``: what messages call it."""
-    names = [i.name for i in proto.graph.input]
-    tensors = tensors_of((args, kwargs))
-    if len(names) != len(tensors):
-        raise LingerError(f"found {len(tensors)} inputs, the file takes {', '.join(names)}; pass those of forward")
-    expected = [array(t) for t in _eval(net, args, kwargs)]
-    feed = {i.name: _typed(t, i) for i, t in zip(proto.graph.input, tensors, strict=True)}
-    runs, reference = run_everywhere(proto, name, feed)
-    outputs = [o.name for o in proto.graph.output]
-    differing = {where: differing_in(expected, found) for where, found in runs.items()}
-    first = next(
-        (_locate(w, outputs, expected, runs[w], reference, proto, feed) for w, n in differing.items() if n), None
-    )
-    return Report(elements=sum(e.size for e in expected), differing=differing, first=first)
 
 
 def array(t: Tensor) -> np.ndarray:
@@ -151,7 +145,7 @@ def _typed(t: Tensor, value: onnx.ValueInfoProto) -> np.ndarray:
     return array(t).astype(wanted) if t.dtype.is_floating_point else array(t)
 
 
-def run_everywhere(
+def _run(
     proto: onnx.ModelProto, path: str, feed: dict[str, np.ndarray]
 ) -> tuple[dict[str, list[np.ndarray]], runtime.Model | None]:
     """What every runner makes of the inputs, and the NumPy runtime's model where the file is for it."""
@@ -191,7 +185,7 @@ def _eval(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     return tensors_of(out)
 
 
-def differing_in(expected: list[np.ndarray], found: list[np.ndarray]) -> int:
+def _differing(expected: list[np.ndarray], found: list[np.ndarray]) -> int:
     """How many elements differ over all outputs."""
     if len(expected) != len(found):
         raise LingerError(

@@ -24,7 +24,6 @@ from linger.targets import Target, half_up
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
 from linger.trace import tensors_of
-from linger.verify import array
 
 __all__ = [
     "Layer",
@@ -110,8 +109,9 @@ def of_proto(
 
 
 def arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
-    """The inputs as a file takes them."""
-    return [array(t) for t in tensors_of((args, kwargs))]
+    """The inputs as a file takes them: it has no floats but float32."""
+    tensors = [t.detach().cpu() for t in tensors_of((args, kwargs))]
+    return [(t.float() if t.is_floating_point() else t).numpy() for t in tensors]
 
 
 def of_file(file: File, chip: Target, left: list[str]) -> Report:

@@ -6,6 +6,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -21,7 +23,7 @@ from linger.check import Report as Fit
 from linger.check import described, op_name
 from linger.errors import LingerError
 from linger.floating import originals
-from linger.onnx.export import DEFAULT_OPSET, build
+from linger.onnx.export import DEFAULT_OPSET, build, write
 from linger.onnx.inputs import given
 from linger.ops import IntModule
 from linger.report._beside import Key, both
@@ -31,7 +33,7 @@ from linger.report._rows import Source, rows
 from linger.report._worst import MOST, worst_of
 from linger.sites import PREFIX
 from linger.trace import tensors_of
-from linger.verify import compared
+from linger.verify import verify
 
 CERTIFIED = 8  # samples whose integers are compared
 
@@ -182,7 +184,10 @@ def certified(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """The net beside its file, in the NumPy runtime and in ONNX Runtime at every level."""
     try:
         proto = exported(net, args, kwargs)
-        report = compared(net, proto, args, kwargs, "the file")
+        with TemporaryDirectory() as place:
+            path = Path(place) / "net.onnx"
+            write(proto, path)
+            report = verify(net, path, args, kwargs=kwargs, quiet=True)
     except LingerError as error:
         return Certificate(elements=0, differing={}, why=str(error))
     return Certificate(elements=report.elements, differing=report.differing)

@@ -110,15 +110,18 @@
     article.replaceChildren(head, facts(layer), el("div", { class: "note" }, links("reads", layer.inputs) ?? "", links("feeds", readers[chosen]) ?? ""), notes.length ? el("ul", { class: "remarks" }, ...notes) : "");
     if (layer.histogram) article.append(histogram(say("values"), layer.histogram, layer.grid, wide(article)));
     else article.append(el("p", { class: "muted note" }, layer.island ? say("float_values", { island: layer.island }) : say("no_values")));
+    const two = layer.weights.length > 1 && article.clientWidth >= 640;
+    const grid = el("div", { class: two ? "two" : undefined });
     for (const weight of layer.weights) {
       const short = weight.name.split(".").pop();
-      const block = histogram(say("weight_values", { name: short }), weight.histogram, weight.grid, wide(article));
+      const block = histogram(say("weight_values", { name: short }), weight.histogram, weight.grid, two ? (wide(article) - 32) / 2 : wide(article));
       const told = [`${weight.shape.join(" × ")}`, `${say("bits", { bits: weight.grid.bits })}, ${say("step", { step: step(weight.grid) })}`, `${say("used")} ${percent(weight.used)}`];
       if (weight.sqnr !== null) told.push(`SQNR ${decibels(weight.sqnr)}`);
       if (weight.clipped) told.push(`${say("clipped")} ${percent(weight.clipped)}`);
       one("h3", block).after(el("p", { class: "muted" }, told.join(" · ")));
-      article.append(block);
+      grid.append(block);
     }
+    article.append(grid);
     if (layer.histogram || layer.weights.length) article.append(legend([["bars", "", "legend_fixed"], ...(layer.histogram?.reference.length || layer.weights.some((w) => w.histogram.reference.length) ? [["ink", "line", "legend_float"]] : []), ["warm", "dash", "legend_grid"]]), el("p", { class: "muted" }, say("counts")));
   }
   function legend(items) {
