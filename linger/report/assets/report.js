@@ -118,7 +118,7 @@
       const told = [`${weight.shape.join(" × ")}`, `${say("bits", { bits: weight.grid.bits })}, ${say("step", { step: step(weight.grid) })}`, `${say("used")} ${percent(weight.used)}`];
       if (weight.sqnr !== null) told.push(`SQNR ${decibels(weight.sqnr)}`);
       if (weight.clipped) told.push(`${say("clipped")} ${percent(weight.clipped)}`);
-      one("h3", block).after(el("p", { class: "muted" }, told.join(" · ")));
+      one("h3", block).after(el("p", { class: "muted" }, told.map((t) => t.replaceAll(" ", "\u00a0")).join(" · ")));
       grid.append(block);
     }
     article.append(grid);
