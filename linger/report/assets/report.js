@@ -128,6 +128,13 @@
     return el("ul", { class: "legend" }, ...items.map(([name, kind, key]) => el("li", {}, el("i", { class: kind, style: kind === "dash" ? undefined : `background:${color(name)}` }), say(key))));
   }
 
+  // A chart is one picture with one label: what its parts are called says nothing.
+  function labelled(plot, label) {
+    for (const part of all("[aria-label]", plot)) part.removeAttribute("aria-label");
+    plot.setAttribute("role", "img");
+    plot.setAttribute("aria-label", label);
+  }
+
   // Values with their grid: bars are fixed point, the line is float, ticks are the levels where there is room for them.
   function histogram(title, counts, grid, width) {
     const bins = counts.fixed.length;
@@ -154,9 +161,8 @@
         Plot.ruleX([grid.lowest - half, grid.highest + half], { stroke: color("warm"), strokeDasharray: "4 3", strokeWidth: 1.5 }),
       ],
     });
-    plot.setAttribute("role", "img");
     const seen = bars.length ? [bars[0].x1, bars[bars.length - 1].x2] : [0, 0];
-    plot.setAttribute("aria-label", say("histogram_label", { name: title, low: number(seen[0]), high: number(seen[1]), lowest: number(grid.lowest), highest: number(grid.highest) }));
+    labelled(plot, say("histogram_label", { name: title, low: number(seen[0]), high: number(seen[1]), lowest: number(grid.lowest), highest: number(grid.highest) }));
     return el("div", { class: "plot" }, el("h3", {}, title), plot);
   }
 
@@ -184,8 +190,7 @@
       ],
     });
     plot.addEventListener("click", () => plot.value && choose(plot.value.i, { look: true }));
-    plot.setAttribute("role", "img");
-    plot.setAttribute("aria-label", `${say("growth")}. ${say("growth_note")}`);
+    labelled(plot, `${say("growth")}. ${say("growth_note")}`);
     box.replaceChildren(plot, legend([["accent", "line", "total_series"], ["shade", "ring", "own_series"]]));
   }
   function draw() {
