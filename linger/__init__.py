@@ -18,6 +18,7 @@ from linger.dumper import Dumper, fix_dequant
 from linger.errors import LingerError, LingerWarning
 from linger.fit import fit
 from linger.fuse import trace_layers
+from linger.log import log
 from linger.normalize import DefaultNormalizeIntXModule, disable_normalize, normalize_layers, normalize_module
 from linger.ops.activations import SigmoidSite as iqSigmoidLayer
 from linger.ops.activations import TanhSite as iqTanhLayer
@@ -70,6 +71,7 @@ from linger.ops.reduce import SumSite as iqSumLayer
 from linger.ops.rmsnorm import NormalizeRMSNorm, RMSNormInt
 from linger.ops.shuffle import channel_shuffle
 from linger.ops.variance import VarSite as iqVarLayer
+from linger.report import report
 from linger.retarget import retarget
 from linger.schedule import Schedule, freeze_batchnorm, freeze_thresholds, hold_ranges
 from linger.search import search
@@ -192,6 +194,7 @@ __all__ = [
     "iqTanhLayer",
     "iqVarLayer",
     "limit_accumulators",
+    "log",
     "normalize_layers",
     "normalize_module",
     "onnx",
@@ -199,6 +202,7 @@ __all__ = [
     "quant_module",
     "quant_module_by_type",
     "quant_tensor",
+    "report",
     "retarget",
     "runtime",
     "search",

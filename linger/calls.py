@@ -112,6 +112,11 @@ def is_inplace(func: Call, kwargs: Mapping[str, Any]) -> bool:
     return func in INPLACE or bool(kwargs.get("inplace"))
 
 
+def unshared(func: Call, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The operands of a call, of which the first is a copy where the call would write into it."""
+    return (args[0].clone(), *args[1:]) if is_inplace(func, kwargs) else args
+
+
 def plain_name(func: Call) -> str:
     """What a call is called in a graph: the move it is, else its own name without underscores around it."""
     if func in DROPOUTS or func in ALPHA_DROPOUTS:

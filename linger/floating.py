@@ -64,7 +64,7 @@ def in_float(net: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
     """
     layers = [m for m in net.modules() if isinstance(m, IntModule)]
     off = {m: m.__dict__["_linger_off"] for m in net.modules() if "_linger_off" in m.__dict__}
-    forwards = {m: _float_forward(m) for m in layers if m not in but}
+    forwards = {m: float_forward(m) for m in layers if m not in but}
     fitted = {m: {k: m._parameters[k].detach().clone() for k in originals(m)} for m in forwards}  # type: ignore[union-attr]
     try:
         for module in fitted:
@@ -88,7 +88,7 @@ def in_float(net: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
             module.forget()
 
 
-def _float_forward(module: IntModule) -> Any:
+def float_forward(module: IntModule) -> Any:
     """What stands for the module's forward; None for the site of a call, which is not reached."""
     if isinstance(module, ScaledRoundLayer):
         return _same

@@ -39,6 +39,7 @@ from linger.calls import (
     keeps_grid,
     plain_name,
     straight,
+    unshared,
 )
 from linger.composed import MADE_OF
 from linger.constants import Constants
@@ -47,7 +48,7 @@ from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
 from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
 from linger.ops._constant import constant_of, has_parameter
 from linger.selects import stable
-from linger.sites import PREFIX, SHARED, children, make_site, refuse_other, site_name
+from linger.sites import PREFIX, SHARED, WITNESSES, children, make_site, refuse_other, site_name
 from linger.targets import target as find_target
 from linger.trace import Tape, running_tape, tensors_of
 
@@ -125,7 +126,8 @@ class Route(TorchFunctionMode):
         if op is not None and op.site not in self.off and (gridded or layer or _any_grid(args) or _any_grid(kwargs)):
             normal = self.normal(called, op.site, operands, dict(kwargs))
             if _batched(func, first) and op.integer.takes(*normal[0], **normal[1]):  # type: ignore[union-attr,operator]
-                return self.site(called, op.site, *normal)
+                plain = functools.partial(func, *unshared(func, args, kwargs), **kwargs) if WITNESSES else None
+                return self.site(called, op.site, *normal, plain=plain)
         if seen:
             return self.plain(func, args, kwargs, gridded)
         out = func(*args, **kwargs)
@@ -167,8 +169,11 @@ class Route(TorchFunctionMode):
                 tape.call(func, *encoded, made)
         return out
 
-    def site(self, func: Any, tag: str, args: Any, kwargs: Any) -> Any:
-        """Send the call to the child that stands for it, made here at the first forward of a net never traced."""
+    def site(self, func: Any, tag: str, args: Any, kwargs: Any, plain: Callable[[], Any] | None = None) -> Any:
+        """Send the call to the child that stands for it, made here at the first forward of a net never traced.
+
+        ``plain``: the same call in float, for the witness that looks at both.
+        """
         counter = "" if tag in SHARED else tag
         n = self.count.get(counter, 0)
         self.count[counter] = n + 1
@@ -179,9 +184,10 @@ class Route(TorchFunctionMode):
             child = make_site(self.owner, tag, name)
         inplace = func in SITE_INPLACE or bool(kwargs.get("inplace"))
         kwargs.pop("inplace", None)
+        run: Any = child if plain is None else functools.partial(WITNESSES[-1].run, child, plain)
         if not inplace:
-            return child(*args, **kwargs)
-        return _overwritten(args[0], child(_kept(args[0]), *args[1:], **kwargs))
+            return run(*args, **kwargs)
+        return _overwritten(args[0], run(_kept(args[0]), *args[1:], **kwargs))
 
     def normal(self, func: Any, tag: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The call in the order and spelling of the site's forward; ``alpha`` becomes a product before."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +13,16 @@ from linger.ops import HALF_UP_ONLY, SITES, IntModule
 from linger.rounding import HALF_UP
 
 PREFIX = "_linger_round_tensor_"
+
+
+class Witness(Protocol):
+    """What looks at every call of a site beside the same call in float (``floating``)."""
+
+    def run(self, site: Any, plain: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of ``site(*args, **kwargs)``, or of ``plain()``, which writes into no operand."""
+
+
+WITNESSES: list[Witness] = []  # a list and no context variable, which PyTorch's compiler cannot read
 SHARED = {  # tags that are counted together, as upstream does
     "iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh", "iqvar", "SoftmaxInt", "LogSoftmaxInt",
 }  # fmt: skip

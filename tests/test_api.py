@@ -35,8 +35,8 @@ SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoft
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant SyncBatchNormInt __version__ calibrate
 channel_shuffle check config disable_normalize disable_quant fit fix_dequant freeze_batchnorm freeze_thresholds hold_ranges
 init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer iqSubLayer iqSumLayer iqTanhLayer
-iqVarLayer limit_accumulators normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
-quant_tensor retarget runtime search sensitivity settings trace_layers verify wb_analyse why
+iqVarLayer limit_accumulators log normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
+quant_tensor report retarget runtime search sensitivity settings trace_layers verify wb_analyse why
 """
 NAMES = LISTED.split()
 
@@ -63,6 +63,9 @@ SIGNATURES = {
     "retarget": "net, source, target, *args, quiet=False",
     "calibrate": "net, loader, method='mse', *, percentile=99.99, batches=None, forward=<feed>, weights='mse', "
     "batchnorm=False, equalize=False, correct_bias=True, hold=True, progress=True",
+    "report": "net, loader, *, html=None, metric=None, reference=None, batches=None, forward=<feed>, target=None, batch_axis=0, "
+    "exact=True, language='en', progress=True",
+    "log": "writer, net, step, batch=None, *, forward=<feed>, histograms=False",
     "sensitivity": "net, loader, *, metric=None, batches=None, forward=<feed>, progress=True",
     "search": "net, loader, budget, *, metric=None, bits=(4, 8, 16), target=None, batches=None, forward=<feed>, progress=True",
     "param_groups": "net, *, threshold_lr=0.01, **options",

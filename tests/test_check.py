@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import linger
 from linger.errors import LingerError
@@ -166,6 +168,40 @@ def test_one_value_per_channel() -> None:
 def test_a_net_that_is_one_layer() -> None:
     report = linger.check(nn.Conv2d(3, 4, 7), torch.randn(1, 3, 9, 9), target="venus", quiet=True)
     assert [(v.layer, v.found) for v in report.violations] == [("Conv2d", "kernel 7")]
+
+
+class Sequences(nn.Module):
+    """(T, N, 6) and lengths -> (T, N, 3)"""
+
+    def __init__(self, layer: nn.Module, states: int) -> None:
+        super().__init__()
+        self.layer, self.fc = layer, nn.Linear(states, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            return self.fc(self.layer(x)[0])
+        return self.fc(pad_packed_sequence(self.layer(pack_padded_sequence(x, lengths))[0])[0])
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([4, 2])])
+@pytest.mark.parametrize(
+    ("layer", "states", "gates"),
+    [
+        (lambda: nn.LSTM(6, 5, 2, bidirectional=True), 10, 4), (lambda: nn.LSTM(6, 5, proj_size=2), 2, 4),
+        (lambda: nn.GRU(6, 5), 5, 3), (lambda: nn.RNN(6, 5, batch_first=False), 5, 1),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_and_what_comes_after(
+    layer: Callable[[], nn.RNNBase], states: int, gates: int, lengths: Tensor | None
+) -> None:
+    made = layer()
+    given = [torch.randn(4, 2, 6), *([] if lengths is None else [lengths])]
+    report = linger.check(Sequences(made, states), *given, target="venus", quiet=True)
+    weights = sum(p.numel() for n, p in made.named_parameters() if n.startswith("weight"))
+    assert sum(x.cost.macs for x in report.layers if x.name == "layer") == 4 * 2 * weights
+    assert next(x for x in report.layers if x.name == "fc").input == (4, 2, states)
+    assert gates * 5 * 6 <= weights
 
 
 def test_a_batch_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import nn
 
 from linger import runtime
 from linger.check._cost import cost_of, cycles_of
-from linger.check._file import File, facts_of
+from linger.check._file import File, Node, facts_of
 from linger.check._memory import usage
-from linger.check._net import exported
+from linger.check._net import Origin, built, exported, follow
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
+from linger.check._words import op_name, readable
 from linger.errors import LingerError, during
 from linger.swap import require_net
 from linger.targets import Target, half_up
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
+from linger.trace import tensors_of
 
-__all__ = ["Layer", "Report", "Space", "Violation", "check"]
+__all__ = [
+    "Layer",
+    "Node",
+    "Origin",
+    "Report",
+    "Space",
+    "Violation",
+    "check",
+    "described",
+    "of_proto",
+    "op_name",
+    "readable",
+]
 
 
 def check(
@@ -66,14 +82,38 @@ def _report(
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))
         proto, origins, left = exported(net, args, kwargs, half_up(chip), bits)
-        return of_file(facts_of(proto, origins=origins), chip, left)
+        return of_file(facts_of(proto, origins=origins, inputs=arrays(args, kwargs)), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
-    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
+    return of_proto(net if isinstance(net, onnx.ModelProto) else runtime.read(net), args, target)[1]
+
+
+def described(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | os.PathLike[str] | None
+) -> tuple[onnx.ModelProto, dict[str, Origin], File, Report]:
+    """A fixed-point net as it is, with the ranges it has: its file, where the nodes come from, the facts and the report."""
+    chip = find_target(target or net.__dict__.get("_linger_target"))
+    shown = half_up(chip)
+    proto, origins = built(follow(copy.deepcopy(net), shown), args, kwargs, shown)
+    file = facts_of(proto, origins=origins, inputs=arrays(args, kwargs))
+    return proto, origins, file, of_file(file, chip, [])
+
+
+def of_proto(
+    proto: onnx.ModelProto, args: tuple[Any, ...], target: str | os.PathLike[str] | None
+) -> tuple[File, Report]:
+    """The facts of a file and the report."""
     if not proto.graph.node:
         raise LingerError("found a file without nodes, so it is truncated or empty; export it again")
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
-    return of_file(facts_of(proto, _sizes(proto, args)), find_target(target or named), [])
+    file = facts_of(proto, _sizes(proto, args), inputs=[np.asarray(a) for a in args])
+    return file, of_file(file, find_target(target or named), [])
+
+
+def arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
+    """The inputs as a file takes them: it has no floats but float32."""
+    tensors = [t.detach().cpu() for t in tensors_of((args, kwargs))]
+    return [(t.float() if t.is_floating_point() else t).numpy() for t in tensors]
 
 
 def of_file(file: File, chip: Target, left: list[str]) -> Report:

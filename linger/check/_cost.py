@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from linger.check._file import Node
+from linger.check._shapes import is_recurrent
 from linger.targets import Latency
 
 CONVOLUTIONS = {"Conv1dInt", "Conv2dInt", "Conv"}
@@ -33,7 +34,7 @@ def macs_of(node: Node) -> int:
         return out * shapes[0][-1]
     if node.op == "Gemm":
         return out * shapes[0][0 if node.attrs.get("transA") else 1]
-    if node.op in ("LSTMInt", "GRUInt"):
+    if is_recurrent(node.op):
         steps = math.prod(shapes[0][:2])
         return steps * sum(math.prod(s) for s in shapes[1:] if len(s) == 2)
     return 0

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from linger.check._net import Origin
+from linger.check._shapes import inferred
 from linger.check._words import op_name, readable
 from linger.errors import LingerError
 from linger.onnx.writer import UNKNOWN
@@ -105,9 +106,12 @@ class File:
 
 
 def facts_of(
-    proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, origins: Mapping[str, Origin] | None = None
-) -> File:
+    proto: onnx.ModelProto, sizes: Mapping[str, int] | None = None, origins: Mapping[str, Origin] | None = None,
+    inputs: Sequence[np.ndarray] = (),
+) -> File:  # fmt: skip
     """Read a model. ``sizes``: name of a dynamic axis -> its size. ``origins``: node -> where it comes from.
+
+    ``inputs``: one for every input, where sizes may follow from values.
 
     Raises:
         LingerError: the shape of a value is not known.
@@ -115,8 +119,8 @@ def facts_of(
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     _fix(fixed, sizes or {})
-    shaped = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    graph = shaped.graph
+    names = [i.name for i in proto.graph.input]
+    graph = inferred(fixed, dict(zip(names, inputs, strict=False))).graph
     values = {v.name: _declared(v) for v in (*graph.input, *graph.value_info, *graph.output)}
     stored = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     values |= {

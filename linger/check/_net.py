@@ -90,7 +90,7 @@ def exported(
         warnings.simplefilter("always")
         made = _converted(made, args, kwargs, chip, bits)
         ranged = _ranged(made, args, kwargs)
-        proto, origins = _built(made, args, kwargs, chip, ranged)
+        proto, origins = built(made, args, kwargs, chip, ranged)
     left = [str(w.message) for w in said if issubclass(w.category, LingerWarning)]
     return proto, origins, left
 
@@ -133,9 +133,10 @@ def _ranged(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
     return True
 
 
-def _built(
-    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], chip: Target, ranged: bool
+def built(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], chip: Target, ranged: bool = True
 ) -> tuple[onnx.ModelProto, dict[str, Origin]]:
+    """The file of a converted net and where its nodes come from. ``ranged``: its ranges are known."""
     writers: list[Lenient] = []
 
     def writer(*parts: Any) -> Lenient:

@@ -1,0 +1,81 @@
+"""Parts of a report on their own: worst inputs, pictures, the drawing of the graph."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linger.report import Layer
+from linger.report._graph import drawing
+from linger.report._worst import picture, series, worst_of
+
+# --- worst inputs
+
+
+def test_the_worst_inputs_come_first() -> None:
+    wanted = torch.ones(4, 3)
+    found = wanted + torch.tensor([0.1, 0.3, 0.0, 0.2]).unsqueeze(1)
+    rows = worst_of(7, torch.randn(4, 1, 8, 8), 0, [found], [wanted])
+    assert [r.item for r in rows] == [1, 3, 0, 2]
+    assert rows[0].sqnr == pytest.approx(10 * math.log10(1 / 0.09), abs=1e-4)
+    assert (rows[-1].sqnr, rows[0].batch, rows[0].reference, rows[0].fixed) == (200, 7, 0, 0)
+    assert rows[0].picture.startswith("data:image/png;base64,")
+    whole = worst_of(0, torch.randn(4, 2), 0, [torch.ones(5)], [torch.ones(5)])
+    assert [r.item for r in whole] == [-1]
+
+
+def test_pictures_are_pngs_of_the_input() -> None:
+    x = torch.linspace(0, 1, 40).reshape(1, 5, 8)
+    data = base64.b64decode(picture(x).partition(",")[2])
+    at = data.index(b"IDAT")
+    pixels = zlib.decompress(data[at + 4 : -16])
+    lines = [pixels[1 + i * 9 : 9 + i * 9] for i in range(5)]
+    assert b"".join(lines) == bytes((x * 255 + 0.5).to(torch.uint8).flatten().tolist())
+    assert picture(torch.randn(3, 200, 300)).startswith("data:")
+    assert (
+        picture(torch.randn(2, 8, 8))
+        == picture(torch.zeros(1, 8, 8, dtype=torch.int64))
+        == picture(torch.randn(5))
+        == ""
+    )
+    assert series(torch.arange(6.0)) == (0, 1, 2, 3, 4, 5)
+    assert len(series(torch.randn(1, 1000))) == 125
+    assert series(torch.randn(2, 9)) == ()
+
+
+# --- the drawing
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Layer]:
+    count = draw(st.integers(1, 14))
+    reads = [draw(st.sets(st.integers(-1, i - 1), min_size=1, max_size=3)) for i in range(count)]
+    return [
+        Layer(name=str(i), op="", kind="fixed", island=0, source="", inputs=tuple(sorted(r)), input=(), output=())
+        for i, r in enumerate(reads)
+    ]
+
+
+@given(graphs())
+def test_no_line_of_the_graph_passes_through_another_row(layers: list[Layer]) -> None:
+    drawn = drawing(layers)
+    assert {(e.source, e.target) for e in drawn.edges} == {(j, i) for i, x in enumerate(layers) for j in x.inputs}
+    for edge in drawn.edges:
+        assert edge.to == drawn.lanes[edge.target]
+        between = drawn.lanes[edge.source + 1 : edge.target]
+        assert edge.lane not in between
+    assert max(drawn.lanes) < drawn.width
+
+
+def test_a_chain_is_one_straight_line() -> None:
+    layers = [
+        Layer(name=str(i), op="", kind="fixed", island=0, source="", inputs=(i - 1,), input=(), output=())
+        for i in range(9)
+    ]
+    assert set(drawing(layers).lanes) == {0}
