@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from linger.errors import LingerError
 from linger.ops import ROWS, SITES, IntModule
@@ -21,7 +22,17 @@ FLOATS: dict[type[nn.Module], type[nn.Module]] = {
 
 def _in_float(module: Any, cls: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
     out: Any = cls.forward(module, *args, **kwargs)
-    return out if module.normalize_data is None else out.clamp(-module.normalize_data, module.normalize_data)
+    return out if module.normalize_data is None else _bounded(out, module.normalize_data)
+
+
+def _bounded(out: Any, bound: float) -> Any:
+    """What the layer's normalized twin bounds: its output, of a recurrent layer the sequence and no states."""
+    if isinstance(out, Tensor):
+        return out.clamp(-bound, bound)
+    first, *rest = out
+    if isinstance(first, PackedSequence):
+        return first._replace(data=first.data.clamp(-bound, bound)), *rest
+    return first.clamp(-bound, bound), *rest
 
 
 def _same(x: Any) -> Any:
