@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from benchmarks.accuracy.peers import PEERS, NotRun, versions
 from benchmarks.accuracy.results import BASE, Cell, Results, aims, table
 from benchmarks.accuracy.results import FLOAT as FLOAT_BITS
 from benchmarks.accuracy.tasks import TASKS, Task, accuracy, data_of
-from benchmarks.accuracy.ways import FLOAT, LATER, WAYS, WIDE, Bits, Job, train
+from benchmarks.accuracy.ways import FLOAT, LATER, WAYS, WIDE, Bits, Job, Start, train
 from linger.demo_data import Split
 
 VERIFIED = 500  # test inputs that go through all five runners
@@ -41,7 +40,7 @@ def differing(net: nn.Module, data: Split) -> int:
     return sum(report.differing.values())
 
 
-def cell(name: str, way: Callable[[Job], nn.Module], job: Job) -> Cell:
+def cell(name: str, way: Start, job: Job) -> Cell:
     """Accuracy of one way; an error where its file differs."""
     start, found, why = time.perf_counter(), None, ""
     torch.manual_seed(job.seed)
@@ -65,18 +64,18 @@ def cell(name: str, way: Callable[[Job], nn.Module], job: Job) -> Cell:
     )  # fmt: skip
 
 
-def wanted(widths: list[Bits], peers: bool) -> list[tuple[str, Callable[[Job], nn.Module], Bits]]:
+def wanted(widths: list[Bits], options: argparse.Namespace) -> list[tuple[str, Start, Bits]]:
     """Every cell of a task and seed, in the order of the table."""
     cells = [(name, way, FLOAT_BITS) for name, way in FLOAT.items()]
-    for name, way in (WAYS | (PEERS if peers else {})).items():
+    for name, way in (WAYS | (PEERS if options.peers else {})).items():
         wide = name in WIDE or name.endswith(", PTQ")  # nets of wide activations need no training
         cells += [(name, way, b) for b in widths if b[1] <= 8 or wide]
-    return cells
+    return [c for c in cells if c[0] == BASE or not options.ways or c[0] in options.ways]
 
 
 def measure(task: Task, seed: int, widths: list[Bits], results: Results, options: argparse.Namespace) -> None:
     """One task and seed: the cells that are missing."""
-    cells = [c for c in wanted(widths, options.peers) if (task.name, seed, c[0], c[2]) not in results.cells]
+    cells = [c for c in wanted(widths, options) if (task.name, seed, c[0], c[2]) not in results.cells]
     if not cells:
         return
     split = data_of(task, options.data, options.limit)
@@ -92,7 +91,7 @@ def measure(task: Task, seed: int, widths: list[Bits], results: Results, options
 def page(results: Results, widths: list[Bits], options: argparse.Namespace) -> str:
     """All tables, and what they were made with."""
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
-    said = f"`{command.strip()}`, {results.seconds():,.0f} s without the float nets, on {machine()}, {versions()}."
+    said = f"`{command.strip()}`, {results.seconds():,.0f} s without the float nets, on {machine()}, {versions() or 'no peers'}."
     parts = [said, "", "0 integers differ in every cell of linger's.", "", aims(results, options.tasks)]
     for name in options.tasks:
         if any(results.of(name, BASE, FLOAT_BITS)):
@@ -114,6 +113,7 @@ def about(task: Task, options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--ways", nargs="+", choices=[*FLOAT, *WAYS, *PEERS], help="rows; all of them by default")
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/8", "8/16"], help="weights/activations")
     parser.add_argument("--data", default="mnist", help="of the image nets: mnist, fashion or a directory of idx files")
     parser.add_argument("--limit", type=int, help="training inputs of every task")

@@ -6,21 +6,25 @@ get through them or their mean over time: there sums, normalizations, GELU and s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from brevitas.graph import quantize as conversion
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-from brevitas.nn import QuantLSTM
+from brevitas.nn import QuantLSTM, QuantMultiheadAttention
 from brevitas.quant import Int32Bias
 from brevitas.quant.fixed_point import Int8ActPerTensorFixedPoint, Int8WeightPerTensorFixedPoint
 from torch import nn
 
-from benchmarks.accuracy.ways import BATCH, CALIBRATION, LATER, RATE, Job, train
 from benchmarks.accuracy.tasks import batches
+from benchmarks.accuracy.ways import BATCH, CALIBRATION, LATER, Job, train
 
-WHOLE, FOLDED = ("residual", "mobilenet"), ("residual", "mobilenet", "speech")  # converted as graphs; batch norms folded
-TRANSPOSED = {"in_proj_weight_quant", "out_proj_weight_quant", "weight_quant"}
+WHOLE, FOLDED = (
+    ("residual", "mobilenet"),
+    ("residual", "mobilenet", "speech"),
+)  # converted as graphs; batch norms folded
+WEIGHTS = {"in_proj_weight_quant", "out_proj_weight_quant", "weight_quant"}
 
 
 def rows_of(rows: dict[Any, Any], job: Job) -> dict[Any, Any]:
@@ -33,7 +37,7 @@ def _options(options: dict[str, Any], weights: int, data: int) -> dict[str, Any]
     for name in options:
         if name.endswith("bias_quant"):
             found[name] = Int32Bias
-        elif name in TRANSPOSED:
+        elif name in WEIGHTS:
             found[name] = Int8WeightPerTensorFixedPoint.let(bit_width=weights)
         elif name.endswith("_quant"):
             found[name] = Int8ActPerTensorFixedPoint.let(bit_width=data)
@@ -47,7 +51,7 @@ def converted(job: Job) -> nn.Module:
     if job.task.name in FOLDED:
         net = conversion.preprocess_for_quantize(net)
     if job.task.name not in WHOLE:
-        return conversion.layerwise_quantize(net, rows_of(conversion.LAYERWISE_COMPUTE_LAYER_MAP, job))
+        return _attending(conversion.layerwise_quantize(net, rows_of(conversion.LAYERWISE_COMPUTE_LAYER_MAP, job)))
     identities = rows_of({"signed": conversion.QUANT_IDENTITY_MAP["signed"]}, job)
     return conversion.quantize(
         net,
@@ -56,6 +60,18 @@ def converted(job: Job) -> nn.Module:
         quant_act_map=rows_of(conversion.QUANT_ACT_MAP, job),
         unsigned_act_tuple=(),
     )
+
+
+def _attending(net: nn.Module) -> nn.Module:
+    """PyTorch's encoder layers pass an argument that Brevitas' attention does not know."""
+
+    def without(forward: Any, *args: Any, is_causal: bool = False, **options: Any) -> Any:
+        return forward(*args, **options)
+
+    for module in net.modules():
+        if isinstance(module, QuantMultiheadAttention):
+            module.forward = partial(without, module.forward)
+    return net
 
 
 def calibrated(job: Job) -> nn.Module:
@@ -75,4 +91,4 @@ def calibrated(job: Job) -> nn.Module:
 
 def trained(job: Job) -> nn.Module:
     """Training from the calibrated net; its scales of activations are learned."""
-    return train(calibrated(job), job.data, LATER, RATE, job.seed)
+    return train(calibrated(job), job.data, LATER, job.rate, job.seed)

@@ -55,9 +55,7 @@ class Job:
         """The same with bounds."""
         if "normalized" not in self.shared:
             net, bound = self.traced(), self.task.bound
-            linger.normalize_layers(
-                net, normalize_weight_value=8, normalize_bias_value=8, normalize_output_value=bound
-            )
+            linger.normalize_layers(net, normalize_weight_value=8, normalize_bias_value=8, normalize_output_value=bound)
             self.shared["normalized"] = train(net, self.data, LATER // 2, RATES[8], self.seed)
         return copy.deepcopy(self.shared["normalized"]).train()
 
@@ -170,4 +168,6 @@ WAYS: dict[str, Start] = {
     "QAT, learned thresholds": learned("learned"),
     "QAT, learned steps": learned("lsq"),
 }
-WIDE = {n for n in WAYS if n.startswith(("PTQ, max", "PTQ, calibrate's", "PTQ, defaults"))}  # tried with wide activations
+WIDE = {
+    n for n in WAYS if n.startswith(("PTQ, max", "PTQ, calibrate's", "PTQ, defaults"))
+}  # tried with wide activations
