@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -69,7 +71,7 @@ def wanted(widths: list[Bits], options: argparse.Namespace) -> list[tuple[str, S
     cells = [(name, way, FLOAT_BITS) for name, way in FLOAT.items()]
     for name, way in (WAYS | (PEERS if options.peers else {})).items():
         wide = name in WIDE or name.endswith(", PTQ")  # nets of wide activations need no training
-        cells += [(name, way, b) for b in widths if b[1] <= 8 or wide]
+        cells += [(name, way, b) for b in widths if (b[1] <= 8 or wide) and (b[0] == 4 or not name.endswith("mixed"))]
     return [c for c in cells if c[0] == BASE or not options.ways or c[0] in options.ways]
 
 
@@ -83,15 +85,17 @@ def measure(task: Task, seed: int, widths: list[Bits], results: Results, options
     start = time.perf_counter()
     net = train(task.make(), split, task.epochs, task.rate, seed)
     console.print(f"{task.name} seed {seed}: float net in {time.perf_counter() - start:.0f} s", highlight=False)
-    shared: dict[str, nn.Module] = {}
+    shared: dict[str, Any] = {}
     for name, way, bits in cells:
         results.add(cell(name, way, Job(task=task, net=net, data=split, bits=bits, seed=seed, shared=shared)))
 
 
 def page(results: Results, widths: list[Bits], options: argparse.Namespace) -> str:
     """All tables, and what they were made with."""
-    command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
-    said = f"`{command.strip()}`, {results.seconds():,.0f} s without the float nets, on {machine()}, {versions() or 'no peers'}."
+    command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
+    said = (
+        f"`{command}`, {results.seconds():,.0f} s without the float nets, on {machine()}, {versions() or 'no peers'}."
+    )
     parts = [said, "", "0 integers differ in every cell of linger's.", "", aims(results, options.tasks)]
     for name in options.tasks:
         if any(results.of(name, BASE, FLOAT_BITS)):

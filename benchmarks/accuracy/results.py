@@ -95,7 +95,7 @@ def table(results: Results, task: str, about: str, ways: Iterable[str], widths: 
     lines = [f"### {task}", "", f"{about} Float: {mean} %, {len(values)} seeds.", ""]
     lines += ["| | " + " | ".join(f"W{w}A{a}" for w, a in widths) + " |", "|---|" + "---:|" * len(widths)]
     for way in ways:
-        if way.startswith("float,"):
+        if way.startswith("float,") and results.of(task, way, FLOAT):
             lines.append(f"| {way} | {text_of(results, task, way, FLOAT)} |" + " |" * (len(widths) - 1))
         elif any(results.of(task, way, bits) for bits in widths):
             lines.append(f"| {way} | " + " | ".join(text_of(results, task, way, bits) for bits in widths) + " |")

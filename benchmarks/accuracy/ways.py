@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
@@ -17,6 +17,7 @@ from linger.demo_data import Split
 
 BATCH = 100
 CALIBRATION = 8  # batches
+MIXED = 5  # bits of a weight on average, where they are mixed
 LATER = 6  # epochs of every kind of training after the float stage; the two stages share them
 RATES = {4: 3e-3, 8: 3e-4}  # peak learning rates of that, by the width of weights: few levels want larger steps
 Bits = tuple[int, int]  # of weights, of activations
@@ -31,7 +32,7 @@ class Job:
     data: Split
     bits: Bits
     seed: int
-    shared: dict[str, nn.Module] = field(default_factory=dict)  # trained in float, the same for all widths
+    shared: dict[str, Any] = field(default_factory=dict)  # trained in float, the same for all widths
 
     @property
     def rate(self) -> float:
@@ -143,9 +144,32 @@ def learned(kind: str) -> Start:
     """Training from the calibrated net, its ranges learned."""
 
     def way(job: Job) -> nn.Module:
-        net = job.calibrated(job.fixed(job.traced(), observe=kind))
-        groups, stops = linger.param_groups(net, lr=job.rate), linger.Schedule(epochs=LATER)
-        return train(net, job.data, LATER, job.rate, job.seed, groups, stops)
+        return tuned(job, job.calibrated(job.fixed(job.traced(), observe=kind)))
+
+    return way
+
+
+def tuned(job: Job, net: nn.Module) -> nn.Module:
+    """Training of weights and learned ranges."""
+    groups, stops = linger.param_groups(net, lr=job.rate), linger.Schedule(epochs=LATER)
+    return train(net, job.data, LATER, job.rate, job.seed, groups, stops)
+
+
+def mixed(train_too: bool) -> Start:
+    """4 or 8 bits for the weights of each layer, as ``search`` chooses within MIXED on average."""
+
+    def loss(out: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(out, batch[1])
+
+    def way(job: Job) -> nn.Module:
+        if "recipe" not in job.shared:
+            net, loader = job.calibrated(job.fixed(job.traced())), batches(job.data, BATCH, 12345)[:CALIBRATION]
+            shapes = [p.shape for p in job.net.parameters()]
+            budget = sum(MIXED * s.numel() // 8 if len(s) > 1 else 4 * s.numel() for s in shapes)
+            job.shared["recipe"] = linger.search(net, loader, budget, metric=loss, bits=(4, 8), progress=False)
+        options = {"observe": "learned"} if train_too else {}
+        net = job.calibrated(job.fixed(job.traced(), recipe=job.shared["recipe"], **options))
+        return tuned(job, net) if train_too else net
 
     return way
 
@@ -162,11 +186,13 @@ WAYS: dict[str, Start] = {
     "PTQ, max, after 3 epochs normalized": plain("max", Job.normalized),
     "PTQ, defaults, after 3 more epochs of float": defaults(Job.longer),
     "PTQ, defaults, after 3 epochs normalized": defaults(Job.normalized),
+    "PTQ, 4 and 8 bits mixed": mixed(False),
     "QAT from float": from_float,
     "QAT, two stages": two_stages,
     "QAT, calibrated and held": held,
     "QAT, learned thresholds": learned("learned"),
     "QAT, learned steps": learned("lsq"),
+    "QAT, 4 and 8 bits mixed": mixed(True),
 }
 WIDE = {
     n for n in WAYS if n.startswith(("PTQ, max", "PTQ, calibrate's", "PTQ, defaults"))
