@@ -39,20 +39,18 @@ def _same(x: Any) -> Any:
     return x
 
 
-CLIPPED, CORRECTED = (
-    "_linger_clipped",
-    "_linger_corrected",
-)  # (before, limit) of the weight, (before, after) of the bias
+CLIPPED, CORRECTED = "_linger_clipped", "_linger_corrected"  # name -> (before, limit); (before, after) of the bias
 
 
 @torch.no_grad()
 def originals(module: nn.Module) -> dict[str, Tensor]:
     """What calibration changed of a layer's parameters, as it was before; nothing that has been changed again since."""
     found: dict[str, Tensor] = {}
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
-    before, limit = module.__dict__.get(CLIPPED, (None, 0.0))
-    if before is not None and weight is not None and torch.equal(before.to(weight).clamp(-limit, limit), weight):
-        found["weight"] = before
+    for name, (before, limit) in module.__dict__.get(CLIPPED, {}).items():
+        weight = module._parameters.get(name)
+        if weight is not None and torch.equal(before.to(weight).clamp(-limit, limit), weight):
+            found[name] = before
+    bias = module._parameters.get("bias")
     before, after = module.__dict__.get(CORRECTED, (None, None))
     if before is not None and bias is not None and torch.equal(after.to(bias), bias):
         found["bias"] = before
