@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.task, self.seed, self.way, tuple(self.bits)
+        return self.task, self.seed, self.way, self.bits
 
 
 @dataclass
@@ -55,7 +55,8 @@ class Results:
                 f"accuracy: {self.path} was measured with {lines[0]}, allowed are the same settings; give another --results"
             )
         for line in lines[1:]:
-            cell = Cell(**json.loads(line))
+            said = json.loads(line)
+            cell = Cell(**said | {"bits": tuple(said["bits"])})
             self.cells[cell.key] = cell
 
     def add(self, cell: Cell) -> None:
@@ -66,7 +67,7 @@ class Results:
 
     def of(self, task: str, way: str, bits: Bits) -> list[Cell]:
         """The cell of every seed."""
-        return [c for c in self.cells.values() if (c.task, c.way, tuple(c.bits)) == (task, way, bits)]
+        return [c for c in self.cells.values() if (c.task, c.way, c.bits) == (task, way, bits)]
 
     def losses(self, task: str, way: str, bits: Bits) -> list[float]:
         """Points above the float net of the same seed, negative below."""
