@@ -5,8 +5,7 @@ real = integer / scale, scale = 2^n, one scale per tensor, zero point 0, B(b) = 
     quantize      q = clamp(floor(x * scale + 0.5), -B(b) - 1, B(b))                                   (1)
     shift_round   floor(v / 2^n + 0.5) for n > 0, v * 2^-n for n <= 0                                  (2)
 
-Every rounding of the library is one of the functions below, named by what it does with ties: ``half_up`` is
-floor(v + 0.5), which takes -2.5, -1.5, -0.5, 0.5, 1.5, 2.5 to -2, -1, 0, 1, 2, 3.
+The floor of (1) and (2) is the rounding half up of the LUNA chips; another is a row of ``rounding.ROUNDINGS``.
 
 Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact in floating point, and fake quantization
 *is* the integer computation as long as every partial sum stays below 2^24 (float32) or 2^53 (float64) in LSB.
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from linger.errors import LingerError
+from linger.rounding import HALF_UP, ROUNDINGS
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
@@ -131,9 +131,9 @@ def scalar_scale(value: float, bits: int = 8) -> float:
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values
 
 
-def rounded(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
-    """floor(x * scale + 1/2), a new tensor: half a step is added to x, which rounds alike and saves a pass."""
-    return torch.add(x, step, alpha=0.5).mul_(scale).floor_()
+def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP) -> Tensor:
+    """The integers nearest to x * scale, a new tensor; ``step`` is 1 / scale."""
+    return ROUNDINGS[rounding].scaled(x, scale, step)
 
 
 def saturated(v: Tensor, q: Tensor) -> Tensor:
@@ -154,9 +154,9 @@ def passed(gradient: Tensor, outside: Tensor) -> Tensor:
 
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None, rounding: str) -> Tensor:
         step = scale.reciprocal()
-        v = rounded(x.double() if bits > 16 else x, scale, step)
+        v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
         q = v.clamp(-levels(bits) - 1, highest(bits))
         outside = saturated(v, q)
         if bound is not None:
@@ -165,11 +165,11 @@ class _FakeQuant(torch.autograd.Function):
         return q.mul_(step).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return passed(grads[0], ctx.saved_tensors[0]), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return passed(grads[0], ctx.saved_tensors[0]), None, None, None, None
 
 
-def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) -> Tensor:
+def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None, rounding: str = HALF_UP) -> Tensor:
     """Equation (1), divided by the scale again. Straight-through gradient, zero outside the representable range.
 
     Args:
@@ -177,12 +177,13 @@ def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None) 
         scale: 0-d power of two.
         bits: width of the integer.
         bound: gradients are zero where ``|x| > bound`` too (``normalize_data``).
+        rounding: a row of ``ROUNDINGS``; the floor of (1) is that of half_up.
     """
     scale = scale.to(torch.float64 if bits > 16 else x.dtype)  # adding a half needs more than float32 has
     if x.requires_grad and torch.is_grad_enabled():
-        return _FakeQuant.apply(x, scale, bits, bound)  # type: ignore[no-any-return]
+        return _FakeQuant.apply(x, scale, bits, bound, rounding)  # type: ignore[no-any-return]
     step = scale.reciprocal()
-    v = rounded(x.double() if bits > 16 else x, scale, step)
+    v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
     return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
 
 
@@ -224,11 +225,6 @@ def _refuse_nan(x: np.ndarray) -> None:
 def int_dtype(bits: int) -> type[np.signedinteger[Any]]:
     """Storage type of a ``bits``-bit integer: int8 up to 8 bits (4-bit weights too), int16, int32."""
     return np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
-
-
-def divided_half_up(n: Tensor, d: Tensor | int) -> Tensor:
-    """floor(n / d + 1/2) for d > 0 on float64 tensors; exact while 2n + d and 2d are integers of at most 2^52."""
-    return torch.floor((2 * n + d) / (2 * d))
 
 
 def nearest_integer(v: Tensor) -> Tensor:
@@ -276,7 +272,7 @@ def quantize_number(value: float, scale: float, bits: int = 8) -> int:
     return int(min(max(math.floor(value * scale + 0.5), -levels(bits) - 1), levels(bits)))
 
 
-def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
+def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (1) as the chip's Quant computes it: up to 16 bits the sum is rounded to float32 (``engine`` 3).
 
     Args:
@@ -289,16 +285,15 @@ def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
     """
     _refuse_nan(x)
     top = reach(bits)
-    v = np.clip(x.astype(np.float64) * scale, -2 * top, 2 * top) + 0.5
-    v = np.floor(v.astype(np.float32) if bits <= 16 else v)
+    v = ROUNDINGS[rounding].entering(np.clip(x.astype(np.float64) * scale, -2 * top, 2 * top), bits <= 16)
     return np.clip(v, -top, top - 1).astype(int_dtype(bits))
 
 
-def shift_round(v: np.ndarray, n: int) -> np.ndarray:
+def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
     v = v.astype(np.int64)
     if n > 0:
-        return (v >> min(n, 63)) + (v >> min(n - 1, 63) & 1)  # the floor, and the bit below it: nothing overflows
+        return ROUNDINGS[rounding].shifted(v, n)
     left = min(-n, 62)
     return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
 
@@ -306,11 +301,6 @@ def shift_round(v: np.ndarray, n: int) -> np.ndarray:
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     """Clamp to ``bits`` bits and store in the type of that width."""
     return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
-
-
-def divide_half_up(n: Any, d: Any) -> Any:
-    """floor(n / d + 1/2) for d > 0 in exact integers, Python's or int64 arrays."""
-    return (2 * n + d) // (2 * d)
 
 
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
