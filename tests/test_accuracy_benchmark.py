@@ -25,15 +25,19 @@ def filled(path: Path) -> Results:
         results.add(Cell(task="t", seed=seed, way=BASE, bits=FLOAT, accuracy=base, seconds=1))
         way = "PTQ, calibrate's defaults"
         results.add(Cell(task="t", seed=seed, way=way, bits=(8, 8), accuracy=base - lost, seconds=1))
+    results.add(Cell(task="t", seed=0, way="Slow", bits=(8, 8), accuracy=91.0, seconds=1))
     results.add(Cell(task="t", seed=0, way="Peer", bits=(8, 8), accuracy=None, seconds=0, why="not installed"))
     return results
 
 
 def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
     results = filled(tmp_path / "r.jsonl")
-    text = table(results, "t", "A net.", [BASE, "PTQ, calibrate's defaults", "Peer", "never run"], [(8, 8), (4, 8)])
+    text = table(
+        results, "t", "A net.", [BASE, "PTQ, calibrate's defaults", "Slow", "Peer", "never run"], [(8, 8), (4, 8)]
+    )
     assert "A net. Float: 91.00 ± 1.41 %, 2 seeds." in text
     assert "| PTQ, calibrate's defaults | 90.70 (-0.30 ± 0.28) | - |" in text
+    assert "| Slow | 91.00 (+1.00; 1 seed) | - |" in text
     assert "| Peer | - | - |" in text
     assert "- Peer: not installed" in text
     assert "never run" not in text
@@ -43,7 +47,7 @@ def test_tables_are_means_over_seeds(tmp_path: Path) -> None:
 def test_a_run_goes_on_and_keeps_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "new" / "r.jsonl"
     cells = filled(path).cells
-    assert len(cells) == 5
+    assert len(cells) == 6
     assert Results(path, SETTINGS).cells == cells
     with pytest.raises(
         LingerError, match=r"was measured with .*, allowed are the same settings; give another --results"

@@ -79,12 +79,14 @@ class Results:
 
 
 def text_of(results: Results, task: str, way: str, bits: Bits) -> str:
-    """Mean accuracy, and in brackets the mean distance from float and its standard deviation over seeds."""
+    """Mean accuracy, and in brackets the mean distance from float and its standard deviation; how many seeds, if not all."""
     found = [c.accuracy for c in results.of(task, way, bits) if c.accuracy is not None]
     if not found:
         return "-"
     lost = results.losses(task, way, bits)
     spread = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
+    if len(found) < len(results.of(task, BASE, FLOAT)):
+        spread += f"; {len(found)} seed" + "s" * (len(found) > 1)
     return f"{statistics.mean(found):.2f} ({statistics.mean(lost):+.2f}{spread})"
 
 
