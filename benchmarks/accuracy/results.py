@@ -122,6 +122,7 @@ def aims(results: Results, tasks: Iterable[str]) -> str:
 
 def _aim(results: Results, task: str, kind: str, way: str, bits: Bits, most: float) -> str:
     ways = {c.way for c in results.cells.values() if c.way.startswith(kind) and c.task == task}
+    ways = {w for w in ways if ", after" not in w and "mixed" not in w}  # more training first, and more bits
     lost = {w: -statistics.mean(found) for w in ways if (found := results.losses(task, w, bits))}
     if way not in lost:
         return "-"
