@@ -86,7 +86,7 @@ def text_of(results: Results, task: str, way: str, bits: Bits) -> str:
     lost = results.losses(task, way, bits)
     spread = f" ± {statistics.stdev(lost):.2f}" if len(lost) > 1 else ""
     if len(found) < len(results.of(task, BASE, FLOAT)):
-        spread += f"; {len(found)} seed" + "s" * (len(found) > 1)
+        spread += f"; {_seeds(len(found))}"
     return f"{statistics.mean(found):.2f} ({statistics.mean(lost):+.2f}{spread})"
 
 
@@ -95,7 +95,7 @@ def table(results: Results, task: str, about: str, ways: Iterable[str], widths: 
     floats = [c for c in results.of(task, BASE, FLOAT) if c.accuracy is not None]
     values = [c.accuracy for c in floats if c.accuracy is not None]
     mean = f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
-    lines = [f"### {task}", "", f"{about} Float: {mean} %, {len(values)} seeds.", ""]
+    lines = [f"### {task}", "", f"{about} Float: {mean} %, {_seeds(len(values))}.", ""]
     lines += ["| | " + " | ".join(f"W{w}A{a}" for w, a in widths) + " |", "|---|" + "---:|" * len(widths)]
     for way in ways:
         if way.startswith("float,") and results.of(task, way, FLOAT):
@@ -103,6 +103,10 @@ def table(results: Results, task: str, about: str, ways: Iterable[str], widths: 
         elif any(results.of(task, way, bits) for bits in widths):
             lines.append(f"| {way} | " + " | ".join(text_of(results, task, way, bits) for bits in widths) + " |")
     return "\n".join([*lines, *_reasons(results, task)]) + "\n"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + "s" * (n != 1)
 
 
 def _reasons(results: Results, task: str) -> list[str]:
