@@ -22,15 +22,15 @@ STAGES = {"float": (16, 2e-3), "normalized": (5, 1e-3), "fixed point": (5, 5e-4)
 
 
 class RowTransformer(nn.Module):
-    """(N, 28, 28) rows -> (N, 10): learned positions, 2 layers of 4 heads with GELU, the mean over the rows."""
+    """(N, steps, features) -> (N, classes): learned positions, 2 layers of 4 heads with GELU, the mean over the steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 28, features: int = 28, classes: int = 10) -> None:
         super().__init__()
-        self.into = nn.Linear(28, 48)
-        self.positions = nn.Parameter(torch.randn(1, 28, 48) * 0.02)
+        self.into = nn.Linear(features, 48)
+        self.positions = nn.Parameter(torch.randn(1, steps, 48) * 0.02)
         layer = nn.TransformerEncoderLayer(48, 4, 96, dropout=0.1, activation="gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm, self.out = nn.LayerNorm(48), nn.Linear(48, 10)
+        self.norm, self.out = nn.LayerNorm(48), nn.Linear(48, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.norm(self.encoder(self.into(x) + self.positions)).mean(1))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from linger.errors import LingerError
 from linger.ops import ROWS, SITES, IntModule
@@ -21,27 +22,35 @@ FLOATS: dict[type[nn.Module], type[nn.Module]] = {
 
 def _in_float(module: Any, cls: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
     out: Any = cls.forward(module, *args, **kwargs)
-    return out if module.normalize_data is None else out.clamp(-module.normalize_data, module.normalize_data)
+    return out if module.normalize_data is None else _bounded(out, module.normalize_data)
+
+
+def _bounded(out: Any, bound: float) -> Any:
+    """What the layer's normalized twin bounds: its output, of a recurrent layer the sequence and no states."""
+    if isinstance(out, Tensor):
+        return out.clamp(-bound, bound)
+    first, *rest = out
+    if isinstance(first, PackedSequence):
+        return first._replace(data=first.data.clamp(-bound, bound)), *rest
+    return first.clamp(-bound, bound), *rest
 
 
 def _same(x: Any) -> Any:
     return x
 
 
-CLIPPED, CORRECTED = (
-    "_linger_clipped",
-    "_linger_corrected",
-)  # (before, limit) of the weight, (before, after) of the bias
+CLIPPED, CORRECTED = "_linger_clipped", "_linger_corrected"  # name -> (before, limit); (before, after) of the bias
 
 
 @torch.no_grad()
 def originals(module: nn.Module) -> dict[str, Tensor]:
     """What calibration changed of a layer's parameters, as it was before; nothing that has been changed again since."""
     found: dict[str, Tensor] = {}
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
-    before, limit = module.__dict__.get(CLIPPED, (None, 0.0))
-    if before is not None and weight is not None and torch.equal(before.to(weight).clamp(-limit, limit), weight):
-        found["weight"] = before
+    for name, (before, limit) in module.__dict__.get(CLIPPED, {}).items():
+        weight = module._parameters.get(name)
+        if weight is not None and torch.equal(before.to(weight).clamp(-limit, limit), weight):
+            found[name] = before
+    bias = module._parameters.get("bias")
     before, after = module.__dict__.get(CORRECTED, (None, None))
     if before is not None and bias is not None and torch.equal(after.to(bias), bias):
         found["bias"] = before

@@ -19,6 +19,7 @@ from linger.errors import LingerError
 from linger.floating import CLIPPED, CORRECTED, in_float, originals, put
 from linger.histogram import summed
 from linger.numerics import best_weight_scale, levels
+from linger.ops._recurrent import RecurrentInt
 from linger.ops._weighted import WeightedInt
 from linger.ops.convbn import FUSED
 
@@ -67,16 +68,23 @@ def reestimate(
 @torch.no_grad()
 def clip_weights(module: nn.Module) -> None:
     """Equation (1) for one layer; a weight that loses nothing by it stays as it is, bit for bit."""
-    if (
-        isinstance(module, WeightedInt)
-        and module.learned("w") is None
-        and isinstance(module._parameters.get("weight"), Tensor)
-    ):
-        weight: Tensor = module.weight
-        limit = float(levels(module.parameter_bits) / best_weight_scale(weight.float(), module.parameter_bits))
+    held: dict[str, tuple[Tensor, float]] = {}
+    for name, weight in _scaled(module):
+        bits: int = module.parameter_bits  # type: ignore[assignment]
+        limit = float(levels(bits) / best_weight_scale(weight.float(), bits))
         before = weight.detach().clone()
         if not torch.equal(weight.clamp_(-limit, limit), before):
-            module.__dict__[CLIPPED] = before, limit
+            held[name] = before, limit
+    module.__dict__.update({CLIPPED: held} if held else {})
+
+
+def _scaled(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a layer whose scales follow from their largest element."""
+    recurrent = isinstance(module, RecurrentInt)
+    if recurrent or (isinstance(module, WeightedInt) and module.learned("w") is None):
+        for name, p in module._parameters.items():
+            if p is not None and (name == "weight" or (recurrent and name.startswith("weight_"))):
+                yield name, p
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def clipped(module: nn.Module) -> Iterator[None]:
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     held = module.__dict__.get(CLIPPED)
     try:
-        put(module, {k: v for k, v in originals(module).items() if k == "weight"})
+        put(module, {k: v for k, v in originals(module).items() if k.startswith("weight")})
         clip_weights(module)
         yield
     finally:

@@ -82,3 +82,40 @@ BAD = [
 def test_errors(make_it: Any, text: str) -> None:
     with pytest.raises(linger.LingerError, match=text):
         make_it()
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_check_prints_the_proof(width: int) -> None:
+    net = make()
+    peaks = linger.limit_accumulators(net, width).peaks
+    report = linger.check(net.eval(), X[:1], quiet=True)
+    assert {layer.name: layer.peak for layer in report.layers if layer.peak} == peaks
+    worst, bits = max(peaks.values()), max(peaks.values()).bit_length() + 1
+    assert bits <= width
+    accumulators, evaluation = report.proof
+    assert (
+        accumulators == f"sums: for any input at most {worst:,} ({bits} bits) with these weights, so no accumulator of "
+        "32 bits can overflow"
+    )
+    assert evaluation == "float32: holds every partial sum exactly"
+    assert "\n".join(report.proof) in str(report)
+    assert f"{worst:,} │ {bits} bits" in str(report)
+
+
+def test_the_proof_names_the_layers_that_it_leaves_out() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(4, 16, 3), nn.Conv1d(16, 4, 3), nn.ReLU())
+    report = linger.check(net, X[:1], data_bits=16, quiet=True)
+    first, second = (layer.accumulator for layer in report.layers if layer.peak)
+    assert 25 < min(first, second) <= max(first, second) <= 32, "more than float32 holds, less than a register"
+    accumulators, evaluation = report.proof
+    assert accumulators.endswith("32 bits can overflow")
+    assert evaluation.endswith(f"exactly, except in 0 ({first} bits), 1 ({second} bits)")
+    norm = linger.check(nn.Sequential(nn.Conv1d(4, 4, 3), nn.GroupNorm(2, 4)), X[:1], quiet=True)
+    assert norm.proof[0].endswith("so no accumulator of 32 bits can overflow, except in 1 (33 bits)")
+
+
+def test_no_sums_no_proof() -> None:
+    report = linger.check(nn.Sequential(nn.ReLU()), X[:1], quiet=True)
+    assert report.proof == ()
+    assert "sums:" not in str(report)

@@ -296,3 +296,50 @@ def test_nothing_but_zeros(method: str) -> None:
     net = linger.init(nn.Sequential(nn.Linear(3, 3, bias=False)))
     linger.calibrate(net, [torch.zeros(2, 3)], method, progress=False)
     assert torch.equal(net.eval()(torch.zeros(1, 3)), torch.zeros(1, 3))
+
+
+# --- ranges of calls that follow a function
+
+
+class Call(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(linger.quant_tensor(self, x, "into"))
+
+
+CALLS = {  # the site whose range is calibrated, and the call
+    "a table": ("iqexp", torch.exp),
+    "a table with a pole": ("iqreciprocal", lambda x: torch.reciprocal(x.abs() + 0.125)),
+    "a gate": ("iqglu", lambda x: F.glu(x, 1)),
+    "probabilities": ("SoftmaxInt", lambda x: torch.softmax(x * 4, 1)),
+    "a quotient": ("iqdiv", lambda x: x / (x.abs() * 0.125 + 0.5)),
+    "a spread": ("iqvar", lambda x: x.var(1)),
+    "an input": ("tensor_quant", F.relu),
+}
+
+
+def tailed() -> list[Tensor]:
+    """Values near 0, and a few far away."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(64, 32, generator=generator) * 0.25 for _ in range(2)]
+    made[1][0, :8] = 3.0
+    return made
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_calibrated_by_the_method(name: str, tmp_path: Path) -> None:
+    data, found = tailed(), {}
+    site, call = CALLS[name]
+    want = [call(x) for x in data]
+    for method in METHODS:
+        net = linger.init(Call(call))
+        linger.calibrate(net, data, {f"*{site}*": method, "*": "max"}, percentile=90, progress=False)
+        error = sum(float((net.eval()(x) - y).pow(2).sum()) for x, y in zip(data, want, strict=True))
+        found[method] = next(v for k, v in ranges(net).items() if site in k), error
+        linger.onnx.export(net, (data[1],), tmp_path / "net.onnx")
+        assert linger.verify(net, tmp_path / "net.onnx", data[1], quiet=True).equal
+    assert found["percentile"][0] < found["max"][0]
+    assert found["mse"][1] <= found["max"][1]

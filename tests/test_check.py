@@ -273,14 +273,16 @@ PRINTED = """\
 │       │           │              │           │                                                   │ linger.disable_quant(net[3]) and compute it outside of    │
 │       │           │              │           │                                                   │ the chip                                                  │
 └───────┴───────────┴──────────────┴───────────┴───────────────────────────────────────────────────┴───────────────────────────────────────────────────────────┘
-┏━━━━━━━┳━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃ layer ┃ op        ┃ input ┃ output ┃  MACs ┃ weights ┃ activations ┃     sum ┃
-┡━━━━━━━╇━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━┩
-│ 0     │ Linear    │ 1x64  │ 1x32   │ 2,048 │  2.1 KB │        32 B │ 20 bits │
-│ 1     │ ReLU      │ 1x32  │ 1x32   │       │         │        32 B │         │
-│ 2     │ Linear    │ 1x32  │ 1x8    │   256 │   288 B │         8 B │ 19 bits │
-│ 3     │ GroupNorm │ 1x8   │ 1x8    │       │    40 B │         8 B │ 33 bits │
-└───────┴───────────┴───────┴────────┴───────┴─────────┴─────────────┴─────────┘
+┏━━━━━━━┳━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
+┃ layer ┃ op        ┃ input ┃ output ┃  MACs ┃ weights ┃ activations ┃   largest sum ┃      of ┃
+┡━━━━━━━╇━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
+│ 0     │ Linear    │ 1x64  │ 1x32   │ 2,048 │  2.1 KB │        32 B │       317,561 │ 20 bits │
+│ 1     │ ReLU      │ 1x32  │ 1x32   │       │         │        32 B │               │         │
+│ 2     │ Linear    │ 1x32  │ 1x8    │   256 │   288 B │         8 B │       214,272 │ 19 bits │
+│ 3     │ GroupNorm │ 1x8   │ 1x8    │       │    40 B │         8 B │ 2,147,483,648 │ 33 bits │
+└───────┴───────────┴───────┴────────┴───────┴─────────┴─────────────┴───────────────┴─────────┘
+sums: for any input at most 317,561 (20 bits) with these weights, so no accumulator of 32 bits can overflow, except in 3 (33 bits)
+float32: holds every partial sum exactly, except in 3 (33 bits)
 share memory: 2.6 KB of 640 KB (activations, 128 B of workspace, 2.4 KB of prefetch buffers)
 PSRAM: 2.4 KB of 8 MB (parameters)
 flash: 2.4 KB of 8 MB (parameters)

@@ -213,6 +213,52 @@ def test_clipped_weights_get_the_scale() -> None:
     assert torch.equal(scale_from_weight(net[0].weight, 4), best)
 
 
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(8, 12, 2, bidirectional=True),
+    "gru": lambda: nn.GRU(8, 12),
+    "rnn": lambda: nn.RNN(8, 12),
+    "cell": lambda: nn.LSTMCell(8, 12),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_clipped_weights_of_recurrent_layers(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(RECURRENT[name]())
+    matrices = {n: p for n, p in net.named_parameters() if p.dim() > 1}
+    with torch.no_grad():
+        for p in matrices.values():
+            p.normal_(0, 0.02)[0, 0] = 0.15
+    net = linger.init(net, parameter_bits=4)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    data = [torch.randn(6, 4, 8) if name != "cell" else torch.randn(4, 8)]
+    linger.calibrate(net, data, progress=False)
+    for n, p in net.named_parameters():
+        if n in matrices:
+            assert torch.equal(scale_from_weight(p, 4), best_weight_scale(before[n], 4))
+            assert not torch.equal(p, before[n])
+        else:
+            assert torch.equal(p, before[n])
+    with in_float(net):
+        assert all(torch.equal(p, before[n]) for n, p in net.named_parameters()), "what it is compared with"
+    linger.calibrate(net, data, weights=None, progress=False)
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters()), "a second calibration takes it back"
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_bounded_recurrent_layer_in_float_is_its_normalized_twin(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(RECURRENT[name]()), torch.randn(6, 4, 8)
+    linger.normalize_layers(net, normalize_output_value=0.05)
+    want, states = net(x)
+    assert float(want.detach().abs().max()) == pytest.approx(0.05)
+    fixed = linger.calibrate(linger.init(net), [x], weights=None, progress=False)
+    with in_float(fixed), torch.no_grad():
+        found, kept = fixed(x)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(kept, states)
+
+
 def test_a_corrected_bias_makes_up_for_the_mean_that_weights_lose() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).requires_grad_(False)

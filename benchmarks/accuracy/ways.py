@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
@@ -17,8 +17,9 @@ from linger.demo_data import Split
 
 BATCH = 100
 CALIBRATION = 8  # batches
+MIXED = 5  # bits of a weight on average, where they are mixed
 LATER = 6  # epochs of every kind of training after the float stage; the two stages share them
-RATE = 1e-3
+RATES = {4: 3e-3, 8: 3e-4}  # peak learning rates of that, by the width of weights: few levels want larger steps
 Bits = tuple[int, int]  # of weights, of activations
 
 
@@ -31,10 +32,33 @@ class Job:
     data: Split
     bits: Bits
     seed: int
+    shared: dict[str, Any] = field(default_factory=dict)  # trained in float, the same for all widths
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate of training in fixed point."""
+        return RATES.get(self.bits[0], RATES[8])
+
+    def copy(self) -> nn.Module:
+        return copy.deepcopy(self.net).train()  # PyTorch's fast path for transformers in eval hides the layers
 
     def traced(self) -> nn.Module:
-        net = copy.deepcopy(self.net).train()  # PyTorch's fast path for transformers in eval hides the layers
+        net = self.copy()
         return linger.trace_layers(net, net, self.data[2][:1])
+
+    def longer(self) -> nn.Module:
+        """Half the later epochs more in float, traced."""
+        if "longer" not in self.shared:
+            self.shared["longer"] = train(self.traced(), self.data, LATER // 2, RATES[8], self.seed)
+        return copy.deepcopy(self.shared["longer"]).train()
+
+    def normalized(self) -> nn.Module:
+        """The same with bounds."""
+        if "normalized" not in self.shared:
+            net, bound = self.traced(), self.task.bound
+            linger.normalize_layers(net, normalize_weight_value=8, normalize_bias_value=8, normalize_output_value=bound)
+            self.shared["normalized"] = train(net, self.data, LATER // 2, RATES[8], self.seed)
+        return copy.deepcopy(self.shared["normalized"]).train()
 
     def fixed(self, net: nn.Module, **options: Any) -> nn.Module:
         weights, data = self.bits
@@ -73,14 +97,27 @@ def train(
     return net
 
 
-def plain(method: str) -> Callable[[Job], nn.Module]:
+Start = Callable[[Job], nn.Module]
+
+
+def as_it_is(job: Job) -> nn.Module:
+    """The float net."""
+    return job.net
+
+
+def trained_on(job: Job) -> nn.Module:
+    """In float for as many epochs as every net in fixed point: what is due to training alone."""
+    return train(job.copy(), job.data, LATER, job.rate, job.seed)
+
+
+def plain(method: str, start: Start = Job.traced) -> Start:
     """Ranges alone: weights and biases as they are."""
-    return lambda job: job.calibrated(job.fixed(job.traced()), method, weights=None, correct_bias=False)
+    return lambda job: job.calibrated(job.fixed(start(job)), method, weights=None, correct_bias=False)
 
 
-def three_lines(job: Job) -> nn.Module:
+def defaults(start: Start = Job.traced) -> Start:
     """trace_layers, init, calibrate as they come."""
-    return job.calibrated(job.fixed(job.traced()))
+    return lambda job: job.calibrated(job.fixed(start(job)))
 
 
 def equalized(job: Job) -> nn.Module:
@@ -90,45 +127,73 @@ def equalized(job: Job) -> nn.Module:
 
 def from_float(job: Job) -> nn.Module:
     """Ranges follow the maximum, from the first batch on."""
-    return train(job.fixed(job.traced()), job.data, LATER, RATE, job.seed)
+    return train(job.fixed(job.traced()), job.data, LATER, job.rate, job.seed)
 
 
 def two_stages(job: Job) -> nn.Module:
     """Half the epochs with bounds in float, half in fixed point."""
-    net = job.traced()
-    linger.normalize_layers(
-        net, normalize_weight_value=8, normalize_bias_value=8, normalize_output_value=job.task.bound
-    )
-    train(net, job.data, LATER // 2, RATE, job.seed)
-    return train(job.fixed(net), job.data, LATER - LATER // 2, RATE, job.seed)
+    return train(job.fixed(job.normalized()), job.data, LATER - LATER // 2, job.rate, job.seed)
 
 
 def held(job: Job) -> nn.Module:
     """Training from the calibrated net, its ranges held."""
-    return train(three_lines(job), job.data, LATER, RATE, job.seed)
+    return train(defaults()(job), job.data, LATER, job.rate, job.seed)
 
 
-def learned(kind: str) -> Callable[[Job], nn.Module]:
+def learned(kind: str) -> Start:
     """Training from the calibrated net, its ranges learned."""
 
     def way(job: Job) -> nn.Module:
-        net = job.calibrated(job.fixed(job.traced(), observe=kind))
-        groups, stops = linger.param_groups(net, lr=RATE), linger.Schedule(epochs=LATER)
-        return train(net, job.data, LATER, RATE, job.seed, groups, stops)
+        return tuned(job, job.calibrated(job.fixed(job.traced(), observe=kind)))
 
     return way
 
 
-WAYS: dict[str, Callable[[Job], nn.Module]] = {
+def tuned(job: Job, net: nn.Module) -> nn.Module:
+    """Training of weights and learned ranges."""
+    groups, stops = linger.param_groups(net, lr=job.rate), linger.Schedule(epochs=LATER)
+    return train(net, job.data, LATER, job.rate, job.seed, groups, stops)
+
+
+def mixed(train_too: bool) -> Start:
+    """4 or 8 bits for the weights of each layer, as ``search`` chooses within MIXED on average."""
+
+    def loss(out: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(out, batch[1])
+
+    def way(job: Job) -> nn.Module:
+        if "recipe" not in job.shared:
+            net, loader = job.calibrated(job.fixed(job.traced())), batches(job.data, BATCH, 12345)[:CALIBRATION]
+            shapes = [p.shape for p in job.net.parameters()]
+            budget = sum(MIXED * s.numel() // 8 if len(s) > 1 else 4 * s.numel() for s in shapes)
+            job.shared["recipe"] = linger.search(net, loader, budget, metric=loss, bits=(4, 8), progress=False)
+        options = {"observe": "learned"} if train_too else {}
+        net = job.calibrated(job.fixed(job.traced(), recipe=job.shared["recipe"], **options))
+        return tuned(job, net) if train_too else net
+
+    return way
+
+
+FLOAT: dict[str, Start] = {"float": as_it_is, "float, 6 more epochs": trained_on}
+WAYS: dict[str, Start] = {
     "PTQ, max": plain("max"),
     "PTQ, percentile": plain("percentile"),
     "PTQ, mse": plain("mse"),
     "PTQ, kl": plain("kl"),
-    "PTQ, calibrate's defaults": three_lines,
+    "PTQ, calibrate's defaults": defaults(),
     "PTQ, defaults + equalization": equalized,
+    "PTQ, max, after 3 more epochs of float": plain("max", Job.longer),
+    "PTQ, max, after 3 epochs normalized": plain("max", Job.normalized),
+    "PTQ, defaults, after 3 more epochs of float": defaults(Job.longer),
+    "PTQ, defaults, after 3 epochs normalized": defaults(Job.normalized),
+    "PTQ, 4 and 8 bits mixed": mixed(False),
     "QAT from float": from_float,
     "QAT, two stages": two_stages,
     "QAT, calibrated and held": held,
     "QAT, learned thresholds": learned("learned"),
     "QAT, learned steps": learned("lsq"),
+    "QAT, 4 and 8 bits mixed": mixed(True),
 }
+WIDE = {
+    n for n in WAYS if n.startswith(("PTQ, max", "PTQ, calibrate's", "PTQ, defaults"))
+}  # tried with wide activations

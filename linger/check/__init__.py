@@ -121,7 +121,7 @@ def of_file(file: File, chip: Target, left: list[str]) -> Report:
     layers = tuple(
         Layer(
             name=n.layer, op=n.called if n.unknown else n.op, source=n.source, input=n.inputs[0].shape if n.inputs else (),
-            output=n.outputs[0].shape, accumulator=file.accumulators.get(n.layer, 0), in_float=is_float(n), cost=cost_of(n),
+            output=n.outputs[0].shape, peak=file.accumulators.get(n.layer, 0), in_float=is_float(n), cost=cost_of(n),
             cycles=cycles_of(n, chip.latency),
         )
         for n in file.nodes

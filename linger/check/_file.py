@@ -96,7 +96,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file as nodes in order. ``accumulators``: layer -> bits that its sums need."""
+    """A file as nodes in order. ``accumulators``: layer -> the largest |sum| that any input can make, in LSB."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[Tensor, ...]
@@ -132,7 +132,7 @@ def facts_of(
     return File(
         nodes=nodes, inputs=_tensors([i.name for i in graph.input if i.name not in stored], values),
         outputs=_tensors([o.name for o in graph.output], values),
-        accumulators={readable(name): int(said["bits"]) for name, said in sums.items()}, target=meta.get("target", ""),
+        accumulators={readable(name): int(said["peak"]) for name, said in sums.items()}, target=meta.get("target", ""),
     )  # fmt: skip
 
 

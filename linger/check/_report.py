@@ -12,26 +12,38 @@ from rich.table import Table
 from linger.check._cost import Cost
 from linger.check._rules import RANK, Violation
 from linger.check._words import op_name
+from linger.numerics import FLOAT32_EXACT
 from linger.targets._words import bytes_text
 
 WORDS = {"error": "does not run", "wrong": "other integers", "split": "engine splits it", "warning": "look at it"}
 STYLES = {"error": "red", "wrong": "red", "split": "green", "warning": "yellow"}
+REGISTER = 32  # bits of an accumulator of the chips
 NAMED = 3  # layers that one row of the violations names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One row of the table. ``accumulator``: bits that its sums need, 0 where it has none. ``cycles``: None if unknown."""
+    """One row of the table.
+
+    Attributes:
+        peak: the largest |sum| in its accumulators that any input can make with these weights, in LSB; 0 where it has none.
+        cycles: None if unknown.
+    """
 
     name: str
     op: str
     source: str
     input: tuple[int, ...]
     output: tuple[int, ...]
-    accumulator: int
+    peak: int
     in_float: bool
     cost: Cost
     cycles: int | None = None
+
+    @property
+    def accumulator(self) -> int:
+        """Bits that its sums need, 0 where it has none."""
+        return self.peak.bit_length() + 1 if self.peak else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +105,20 @@ class Report:
         why += [f"too little {s.name}" for s in self.memory if not s.fits]
         return f"{self.target}: " + (f"does not fit ({', '.join(why)})" if why else "fits")
 
+    @property
+    def proof(self) -> tuple[str, ...]:
+        """What the bounds of the sums prove, a sentence each on accumulators and on evaluation in float32."""
+        sums = [layer for layer in self.layers if layer.peak]
+        if not sums:
+            return ()
+        beyond = _named([x for x in sums if x.accumulator > REGISTER])
+        inside = max((x.peak for x in sums if x.accumulator <= REGISTER), default=0)
+        held = f"sums: for any input at most {inside:,} ({inside.bit_length() + 1} bits) with these weights, "
+        held += f"so no accumulator of {REGISTER} bits can overflow"
+        wide = _named([x for x in sums if x.peak >= FLOAT32_EXACT])
+        exact = "float32: holds every partial sum exactly"
+        return held + (f", except in {beyond}" if beyond else ""), exact + (f", except in {wide}" if wide else "")
+
     def json(self) -> str:
         """All of it."""
         sums = {"ok": self.ok, "macs": self.macs, "float_share": self.float_share, "cycles": self.cycles}
@@ -109,7 +135,7 @@ class Report:
         if self.violations:
             console.print(_violations(self.violations))
         console.print(_layers(self.layers, self.cycles is not None))
-        lines = [*self.left, *map(str, self.memory), self._work()]
+        lines = [*self.left, *self.proof, *map(str, self.memory), self._work()]
         for line in (*lines, self.summary):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -133,6 +159,10 @@ def _violations(found: tuple[Violation, ...]) -> Table:
     return table
 
 
+def _named(layers: list[Layer]) -> str:
+    return ", ".join(f"{x.name} ({x.accumulator} bits)" for x in layers)
+
+
 def _names(each: list[Violation]) -> str:
     named = [_plain(v.layer + (f" ({v.source})" if v.source else "")) for v in each]
     more = f", {len(named) - NAMED} more" if len(named) > NAMED else ""
@@ -146,13 +176,13 @@ def _plain(text: str) -> str:
 
 def _layers(layers: tuple[Layer, ...], cycles: bool) -> Table:
     table = Table("layer", "op", "input", "output")
-    for name in ("MACs", "weights", "activations", "sum", *(["cycles"] if cycles else [])):
+    for name in ("MACs", "weights", "activations", "largest sum", "of", *(["cycles"] if cycles else [])):
         table.add_column(name, justify="right")
     for x in layers:
         table.add_row(
             _plain(x.name), op_name(x.op) + (" (float)" if x.in_float else ""), _shape(x.input), _shape(x.output),
             f"{x.cost.macs:,}" if x.cost.macs else "", bytes_text(x.cost.weights) if x.cost.weights else "",
-            bytes_text(x.cost.activations), f"{x.accumulator} bits" if x.accumulator else "",
+            bytes_text(x.cost.activations), *((f"{x.peak:,}", f"{x.accumulator} bits") if x.peak else ("", "")),
             *([f"{x.cycles:,}"] if cycles else []),
         )  # fmt: skip
     return table

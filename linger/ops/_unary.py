@@ -166,6 +166,8 @@ class UnarySite(Site):
             return exact.new_full((), 2.0 ** (bits - function.fixed))
         if self.training:
             size = torch.nan_to_num(exact, posinf=0, neginf=0).float()
+            if observe.watcher() is not None:
+                self.watch("o", size.index_select(0, positions(q)))
             self.follow("o", observe.peak(_reached(function, q, k, size)))
         else:
             self.require_range("o")

@@ -45,6 +45,7 @@ class DivSite(Site):
         ideal = torch.where(zero, 0.0, x / torch.where(zero, 1.0, y))
         if self.training:
             with torch.no_grad():
+                self.watch("o", ideal)
                 self.follow("o", observe.peak(ideal))
         else:
             self.require_range("o")

@@ -49,6 +49,7 @@ class GluSite(Site):
         bits = self.out_bits = self.operand_bits([g.bits for g in [grid_of(x)] if g is not None])
         x, scale = self.operand(x, "x", bits)
         ideal = F.glu(x, dim)
+        self.watch("o", ideal)
         self.observe("o", ideal)
         s_o = torch.minimum(self.scale("o", bits), scale * 2.0**FRACTION)
         return set_grid(straight_through(ideal, self.integers(x, scale, s_o, bits, dim), s_o, bits), Grid(s_o, bits))

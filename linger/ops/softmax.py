@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linger import observe
 from linger.errors import LingerError
 from linger.numerics import Grid, exponent, fake_quant, grid_of, int_dtype, levels, saturate, set_grid, shift_round
 from linger.ops import _softmax as chip_math
@@ -123,6 +124,8 @@ class SoftmaxSite(Site):
     def finish(self, y: Tensor, s: Tensor, d: Tensor, k: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor]:
         """From the exponentials ``y`` of d[k] and their sums ``s``."""
         r = chip_math.torch_reciprocal(s.clamp(max=HIGHEST).long(), self.chosen())
+        if observe.watcher() is not None:
+            self.watch("o", y * r / 2.0**15)
         s_o = self.output_scale((r * EXP_OF_0 + 0.5).floor() / 2.0**15, bits)
         weight = s_o.double() / 2.0**15
         return y.mul_(r * weight).add_(halfway(weight)).floor_(), s_o

@@ -82,6 +82,7 @@ class _SpreadSite(Site):
         x, s_x = self.operand(x, "x", bits)
         a, r, d = quotient(x, s_x, spread)
         found = self.found(a, r, d, self.unit(s_x.double()))
+        self.watch("o", found)
         self.observe("o", found)
         s_o = torch.minimum(self.scale("o", bits).double(), self.unit(s_x.double()) * 2.0**self.finest)
         out = self.rounded(a, r, d, s_o / self.unit(s_x.double())).double()
