@@ -154,10 +154,11 @@ class Learned(nn.Module):
                     self._buffers[f"running_{name}"].copy_(self.range_of(name))  # type: ignore[union-attr]
 
     def snapped(
-        self, x: Tensor, name: str, scale: Tensor, own: Tensor, bits: int, bound: float | None = None
-    ) -> Tensor:
+        self, x: Tensor, name: str, scale: Tensor, own: Tensor, bits: int, bound: float | None = None,
+        inside: bool = False, fresh: bool = False,
+    ) -> Tensor:  # fmt: skip
         """``fake_quant`` to ``scale``; where the range is learned and alone decides it (``own``), with its gradient."""
         learned = self.learned(name)
         if learned is None or not torch.is_grad_enabled() or bits > WIDEST:
-            return fake_quant(x, scale, bits, bound)
+            return fake_quant(x, scale, bits, bound, inside, fresh)
         return _LearnedQuant.apply(x, learned, scale, own, bits, bound, f"log2_{name}" in self._parameters)  # type: ignore[no-any-return]
