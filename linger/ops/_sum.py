@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +26,13 @@ def spreads(x: Tensor, y: Tensor, sign: int) -> tuple[Spread, Spread, Spread]:
     for a, b in blocks(x.detach(), y.detach()):
         total = torch.add(a, b, alpha=sign)
         found.append([v.item() for t in (a, b, total) for v in torch.aminmax(t)])
-    low = [min(v) if sum(v) == sum(v) else sum(v) for v in zip(*found, strict=True)]
-    high = [max(v) if sum(v) == sum(v) else sum(v) for v in zip(*found, strict=True)]
-    return (low[0], high[1]), (low[2], high[3]), (low[4], high[5])
+    return hull([(r[0], r[1]) for r in found]), hull([(r[2], r[3]) for r in found]), hull([(r[4], r[5]) for r in found])
+
+
+def hull(spreads: Sequence[Spread]) -> Spread:
+    """From the lowest to the highest of several; NaN where one is."""
+    lows, highs = zip(*spreads, strict=True)
+    return (min(lows), max(highs)) if sum(lows) == sum(lows) else (math.nan, math.nan)
 
 
 class _Sum(torch.autograd.Function):

@@ -52,12 +52,9 @@ class _SumSite(Site):
     @torch.no_grad()
     def look(self, x: Tensor, y: Tensor, blocked: bool) -> tuple[observe.Spread, ...] | None:
         """Let the range follow the operands and their sum; where they reach, if that is known."""
-        if blocked and x.numel() and observe.watcher() is None:
-            seen = _sum.spreads(x, y, self.sign)
-            low, high = (
-                f(v) if sum(v) == sum(v) else sum(v) for f, v in zip((min, max), zip(*seen, strict=True), strict=True)
-            )
-            self.follow("o", observe.peak(x, spread=(low, high)))
+        if blocked and observe.watcher() is None:  # one look at the other ranks, whoever of them has no element
+            seen = _sum.spreads(x, y, self.sign) if x.numel() else None
+            self.follow("o", observe.peak(x, spread=seen and _sum.hull(seen)))
             return seen
         total = x + y if self.sign > 0 else x - y
         for t in (x, y, total):
