@@ -172,8 +172,7 @@ def init(
         steps, left, floats = _plan(names, types, bits | _hidden(hidden_bits), device)
         sample = net.__dict__.pop("_linger_sample", None)
         pairs, calls = checkpoint.plan_of(net), net.__dict__.get("_linger_inits", ())
-        refuse = target is not None and limits
-        accept = functools.partial(refuse_layers, names=names, chip=chip) if refuse else None
+        accept = None if target is None else functools.partial(refuse_layers, names=names, chip=chip, limits=limits)
         with torch.inference_mode(False):
             net = swap(net, steps, accept)
         net._linger_inits = (*calls, (frozenset(types), tuple(bits.items())))  # type: ignore[assignment]
@@ -183,7 +182,7 @@ def init(
             route(net, frozenset(config.off), floats, chip.name, bits)
             net._linger_routed = True  # type: ignore[assignment]
         else:
-            net.chip = chip.name
+            net.follow_chip(chip.name)
         _learn(net, LEARNED[observe])
         if sample is not None:
             _make_sites(net, sample, device)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from linger.errors import LingerError
-from linger.ops import Operand
+from linger.ops import HALF_UP_ONLY, Operand
 from linger.ops._weighted import WeightedInt
+from linger.rounding import HALF_UP
 from linger.targets import Facts, Target
 from linger.targets._measures import beyond_limit
 from linger.targets._words import said
@@ -27,11 +28,18 @@ def facts_of(layer: Any) -> Facts:
     )  # fmt: skip
 
 
+def unlike(layer: nn.Module, chip: Target) -> list[str]:
+    """What a layer computes otherwise than the chip would."""
+    differs = chip.rounding != HALF_UP and type(layer) in HALF_UP_ONLY
+    return [f"rounds half up, allowed {chip.rounding}"] if differs else []
+
+
 def errors_of(layer: nn.Module, chip: Target) -> list[str]:
     """What the chip refuses about a layer: "kernel 7, allowed 1 to 5"."""
+    found = unlike(layer, chip)
     if not isinstance(layer, WeightedInt):
-        return []
-    facts, found = facts_of(layer), []
+        return found
+    facts = facts_of(layer)
     for limit in chip.limits:
         beyond = beyond_limit(facts, limit) if limit.op == facts.op and limit.kind == "error" else []
         if beyond:
@@ -40,15 +48,18 @@ def errors_of(layer: nn.Module, chip: Target) -> list[str]:
     return found
 
 
-def refuse_layers(made: Mapping[nn.Module, nn.Module], names: Mapping[nn.Module, str], chip: Target) -> None:
+def refuse_layers(
+    made: Mapping[nn.Module, nn.Module], names: Mapping[nn.Module, str], chip: Target, limits: bool = True
+) -> None:
     """Raise for all layers that the chip refuses, in one error.
 
     Args:
         made: float layer -> its fixed-point twin.
         names: float layer -> its dotted name.
         chip: the target.
+        limits: False to refuse only what has other arithmetic than the chip.
     """
-    each = {names[old]: errors_of(new, chip) for old, new in made.items()}
+    each = {names[old]: (errors_of if limits else unlike)(new, chip) for old, new in made.items()}
     listed = [f"{name or 'the net'} ({'; '.join(errors)})" for name, errors in each.items() if errors]
     if listed:
         raise LingerError(

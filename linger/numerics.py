@@ -5,8 +5,7 @@ real = integer / scale, scale = 2^n, one scale per tensor, zero point 0, B(b) = 
     quantize      q = clamp(floor(x * scale + 0.5), -B(b) - 1, B(b))                                   (1)
     shift_round   floor(v / 2^n + 0.5) for n > 0, v * 2^-n for n <= 0                                  (2)
 
-Every rounding of the library is one of the functions below, named by what it does with ties: ``half_up`` is
-floor(v + 0.5), which takes -2.5, -1.5, -0.5, 0.5, 1.5, 2.5 to -2, -1, 0, 1, 2, 3.
+The floor of (1) and (2) is the rounding half up of the LUNA chips; another is a row of ``rounding.ROUNDINGS``.
 
 Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact in floating point, and fake quantization
 *is* the integer computation as long as every partial sum stays below 2^24 (float32) or 2^53 (float64) in LSB.
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from linger.eager import BLOCK, LEAST, at_hand, blocks, power, power_below, power_near, widest
 from linger.errors import LingerError
+from linger.rounding import HALF_UP, ROUNDINGS
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
@@ -137,9 +137,9 @@ def scalar_scale(value: float, bits: int = 8) -> float:
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values of a device
 
 
-def rounded(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
-    """floor(x * scale + 1/2), a new tensor: half a step is added to x, which rounds alike and saves a pass."""
-    return torch.add(x, step, alpha=0.5).mul_(scale).floor_()
+def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP, out: Tensor | None = None) -> Tensor:
+    """The integers nearest to x * scale, a new tensor or in ``out``; ``step`` is 1 / scale."""
+    return ROUNDINGS[rounding].scaled(x, scale, step, out)
 
 
 def saturated(v: Tensor, q: Tensor) -> Tensor:
@@ -160,7 +160,9 @@ def passed(gradient: Tensor, outside: Tensor) -> Tensor:
     return out
 
 
-def _snap(x: Tensor, scale: Tensor, bits: int, out: Tensor, outside: Tensor | None, bound: float | None) -> None:
+def _snap(
+    x: Tensor, scale: Tensor, bits: int, out: Tensor, outside: Tensor | None, bound: float | None, rounding: str
+) -> None:
     """Equation (1) / scale, written to ``out``, which may be ``x``; ``outside`` gets ones where the gradient is zero.
 
     Every pass over a block but the first finds it in the cache.
@@ -170,10 +172,10 @@ def _snap(x: Tensor, scale: Tensor, bits: int, out: Tensor, outside: Tensor | No
     for block in blocks(x, out) if outside is None else blocks(x, out, outside):
         source, result = block[:2]
         if outside is None:
-            torch.add(source, step, alpha=0.5, out=result).mul_(scale).floor_().clamp_(low, high).mul_(step)
+            rounded(source, scale, step, rounding, result).clamp_(low, high).mul_(step)
             continue
         far = None if bound is None else source.abs().gt_(bound)
-        v = rounded(source, scale, step)
+        v = rounded(source, scale, step, rounding)
         v.ne_(torch.clamp(v, low, high, out=result))
         block[2].copy_(v if far is None else v.add_(far))
         result.mul_(step)
@@ -182,23 +184,26 @@ def _snap(x: Tensor, scale: Tensor, bits: int, out: Tensor, outside: Tensor | No
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, fresh: bool
-    ) -> Tensor:
+        ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, fresh: bool,
+        rounding: str,
+    ) -> Tensor:  # fmt: skip
         if at_hand(x) and bits <= 16:
             if fresh:
                 ctx.mark_dirty(x)
             outside = None if inside else torch.empty_like(x, dtype=torch.int8)
             out = x if fresh else torch.empty_like(x)
-            _snap(x, scale, bits, out, outside, bound)
+            _snap(x, scale, bits, out, outside, bound, rounding)
         else:
-            out, outside = _FakeQuant.whole(x, scale, bits, bound, inside)
+            out, outside = _FakeQuant.whole(x, scale, bits, bound, inside, rounding)
         ctx.save_for_backward(*(() if outside is None else (outside,)))
         return out
 
     @staticmethod
-    def whole(x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool) -> tuple[Tensor, Tensor | None]:
+    def whole(
+        x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, rounding: str
+    ) -> tuple[Tensor, Tensor | None]:
         step = scale.reciprocal()
-        v = rounded(x.double() if bits > 16 else x, scale, step)
+        v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
         if inside:
             return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype), None
         q = v.clamp(-levels(bits) - 1, highest(bits))
@@ -208,21 +213,22 @@ class _FakeQuant(torch.autograd.Function):
         return q.mul_(step).to(x.dtype), outside
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        return passed(grads[0], saved[0]) if saved else grads[0], None, None, None, None, None
+        return passed(grads[0], saved[0]) if saved else grads[0], None, None, None, None, None, None
 
 
-def _changed(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+def _changed(x: Tensor, scale: Tensor, bits: int, rounding: str) -> Tensor:
     """``x`` with other values in it: its gradient passes straight through, without a step of autograd for that."""
     values = x.detach()
-    _snap(values, scale, bits, values, None, None)
+    _snap(values, scale, bits, values, None, None, rounding)
     return x
 
 
 def fake_quant(
-    x: Tensor, scale: Tensor, bits: int, bound: float | None = None, inside: bool = False, fresh: bool = False
-) -> Tensor:
+    x: Tensor, scale: Tensor, bits: int, bound: float | None = None, inside: bool = False, fresh: bool = False,
+    rounding: str = HALF_UP,
+) -> Tensor:  # fmt: skip
     """Equation (1), divided by the scale again. Straight-through gradient, zero outside the representable range.
 
     Args:
@@ -232,18 +238,19 @@ def fake_quant(
         bound: gradients are zero where ``|x| > bound`` too (``normalize_data``).
         inside: it is known that nothing saturates or leaves ``bound`` (``observe.fits``), so that no mask is kept.
         fresh: ``x`` is a result that nothing else reads, and may be overwritten.
+        rounding: a row of ``ROUNDINGS``; the floor of (1) is that of half_up.
     """
     scale = scale.to(torch.float64 if bits > 16 else x.dtype)  # adding a half needs more than float32 has
     fresh = fresh and at_hand(x) and bits <= 16 and not x._is_view()
     if x.requires_grad and torch.is_grad_enabled():
         if inside and (fresh or (at_hand(x) and x.numel() <= BLOCK)) and bits <= 16:
-            return _changed(x if fresh else x.clone(), scale, bits)
-        return _FakeQuant.apply(x, scale, bits, bound, inside, fresh)  # type: ignore[no-any-return]
+            return _changed(x if fresh else x.clone(), scale, bits, rounding)
+        return _FakeQuant.apply(x, scale, bits, bound, inside, fresh, rounding)  # type: ignore[no-any-return]
     if at_hand(x) and bits <= 16:
         out = x if fresh else torch.empty_like(x)
-        _snap(x, scale, bits, out, None, None)
+        _snap(x, scale, bits, out, None, None, rounding)
         return out
-    return _FakeQuant.whole(x, scale, bits, bound, True)[0]
+    return _FakeQuant.whole(x, scale, bits, bound, True, rounding)[0]
 
 
 class _Straight(torch.autograd.Function):
@@ -284,11 +291,6 @@ def _refuse_nan(x: np.ndarray) -> None:
 def int_dtype(bits: int) -> type[np.signedinteger[Any]]:
     """Storage type of a ``bits``-bit integer: int8 up to 8 bits (4-bit weights too), int16, int32."""
     return np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
-
-
-def divided_half_up(n: Tensor, d: Tensor | int) -> Tensor:
-    """floor(n / d + 1/2) for d > 0 on float64 tensors; exact while 2n + d and 2d are integers of at most 2^52."""
-    return torch.floor((2 * n + d) / (2 * d))
 
 
 def nearest_integer(v: Tensor) -> Tensor:
@@ -336,7 +338,7 @@ def quantize_number(value: float, scale: float, bits: int = 8) -> int:
     return int(min(max(math.floor(value * scale + 0.5), -levels(bits) - 1), levels(bits)))
 
 
-def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
+def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (1) as the chip's Quant computes it: up to 16 bits the sum is rounded to float32 (``engine`` 3).
 
     Args:
@@ -349,16 +351,15 @@ def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
     """
     _refuse_nan(x)
     top = reach(bits)
-    v = np.clip(x.astype(np.float64) * scale, -2 * top, 2 * top) + 0.5
-    v = np.floor(v.astype(np.float32) if bits <= 16 else v)
+    v = ROUNDINGS[rounding].entering(np.clip(x.astype(np.float64) * scale, -2 * top, 2 * top), bits <= 16)
     return np.clip(v, -top, top - 1).astype(int_dtype(bits))
 
 
-def shift_round(v: np.ndarray, n: int) -> np.ndarray:
+def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
     v = v.astype(np.int64)
     if n > 0:
-        return (v >> min(n, 63)) + (v >> min(n - 1, 63) & 1)  # the floor, and the bit below it: nothing overflows
+        return ROUNDINGS[rounding].shifted(v, n)
     left = min(-n, 62)
     return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
 
@@ -366,11 +367,6 @@ def shift_round(v: np.ndarray, n: int) -> np.ndarray:
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     """Clamp to ``bits`` bits and store in the type of that width."""
     return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
-
-
-def divide_half_up(n: Any, d: Any) -> Any:
-    """floor(n / d + 1/2) for d > 0 in exact integers, Python's or int64 arrays."""
-    return (2 * n + d) // (2 * d)
 
 
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

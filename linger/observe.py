@@ -138,3 +138,13 @@ def hold_at(running: Tensor, scale: Tensor, bits: int) -> None:
         running.copy_(top / scale)
     elif running.item() != (value := top / scale.item()):
         running.fill_(value)
+
+
+def recomputing() -> bool:
+    """Whether gradient checkpointing repeats a forward inside of backward: ranges and statistics have seen the batch."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def wider(given: int, wanted: int) -> float:
+    """The factor of the scale where ``given`` bits become ``wanted`` more: the same values, and room below the point."""
+    return 2.0 ** max(min(wanted, WIDEST - 1) - min(given, WIDEST - 1), 0)

@@ -24,6 +24,7 @@ from linger.numerics import exponent
 from linger.onnx.export import DEFAULT_OPSET, build
 from linger.onnx.inputs import given
 from linger.ops import BY_NAME, IntModule
+from linger.rounding import HALF_UP
 from linger.targets import Target, difference
 from linger.targets import target as find_target
 from linger.trace import tensors_of
@@ -113,9 +114,13 @@ def _file(net: Any, chip: Target, args: tuple[Any, ...]) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     proto.CopyFrom(net if isinstance(net, onnx.ModelProto) else runtime.read(net))
     for node in proto.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "platform":
-                attribute.s = chip.platform.encode()
+        said = {a.name: a for a in node.attribute}
+        if "rounding" in said:
+            node.attribute.remove(said["rounding"])
+        if "platform" in said:
+            said["platform"].s = chip.platform.encode()
+            if chip.rounding != HALF_UP:
+                node.attribute.append(helper.make_attribute("rounding", chip.rounding))
     return proto
 
 

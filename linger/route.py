@@ -385,7 +385,7 @@ def route(
             module._linger_chip = chip  # type: ignore[assignment]
             module._linger_bits = dict(bits)  # type: ignore[assignment]
         if isinstance(module, IntModule):
-            module.chip = chip
+            module.follow_chip(chip)
 
 
 def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:

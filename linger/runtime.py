@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from linger.errors import LingerError, during
 from linger.numerics import exponent
 from linger.ops import BY_NAME
+from linger.rounding import HALF_UP, ROUNDINGS
 
 ENGINE_NAMES = {"x_bits": "data_bits", "w_bits": "parameter_bits", "stride": "strides", "scale_i": "scale_x"}
 STANDARD_OURS = ("Relu", "MaxPool", "Clip")
@@ -112,6 +113,7 @@ class Model:
         if op is not None and _is_ours(node, attrs):
             with during("load", node.name or node.op_type):
                 _check_scales(attrs)
+                _check_rounding(op.half_up, attrs)
             run = op.run
             return lambda *x: run(*x, **attrs)
         if node.domain not in ("", "ai.onnx"):
@@ -232,6 +234,13 @@ def _check_scales(attrs: Mapping[str, Any]) -> None:
                 exponent(value)
             except ValueError:
                 raise LingerError(f"{name} is {value}, allowed are powers of two; export the net again") from None
+
+
+def _check_rounding(half_up: bool, attrs: Mapping[str, Any]) -> None:
+    found = attrs.get("rounding", HALF_UP)
+    allowed = (HALF_UP,) if half_up else tuple(ROUNDINGS)
+    if found not in allowed:
+        raise LingerError(f"rounding is {found!r}, allowed are {', '.join(allowed)}; export the net again")
 
 
 def load(path: str | os.PathLike[str]) -> Model:

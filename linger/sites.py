@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from linger.errors import LingerError
-from linger.ops import SITES
+from linger.ops import HALF_UP_ONLY, SITES, IntModule
+from linger.rounding import HALF_UP
 
 PREFIX = "_linger_round_tensor_"
 SHARED = {  # tags that are counted together, as upstream does
@@ -42,14 +43,19 @@ def make_site(owner: nn.Module, tag: str, name: str) -> nn.Module:
         )
     device = next((t.device for t in owner.parameters()), torch.device("cpu"))
     device = next((t.device for t in owner.buffers()), device)
-    made: nn.Module = SITES[tag].integer(device)  # type: ignore[misc]
+    made: IntModule = SITES[tag].integer(device)  # type: ignore[assignment,misc]
+    made.follow_chip(owner.__dict__.get("_linger_chip", "venus"))
+    if made.rounding != HALF_UP and type(made) in HALF_UP_ONLY:
+        raise LingerError(
+            f"{SITES[tag].name} rounds half up, allowed on {made.chip} is {made.rounding}; keep the calls of this module in "
+            "float with linger.disable_quant, or use another op"
+        )
     for key, bits in owner.__dict__.get("_linger_bits", {}).items():
         if made.weighted or key == "parameter_bits":
             setattr(made, key, bits)
     if owner.__dict__.get("_linger_learn"):
         made.learn(owner.__dict__["_linger_learn"])  # type: ignore[operator]
     made.train(owner.training)
-    made.chip = owner.__dict__.get("_linger_chip", "venus")  # type: ignore[assignment]
     children(owner)[name] = made
     return made
 

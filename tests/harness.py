@@ -16,7 +16,7 @@ from linger.numerics import levels, scale_from_weight
 from linger.ops import Case, IntModule, _weighted, bmm, cat, divide, elementwise, pool, reduce
 from linger.ops._case import Holder
 from linger.ops._site import Site
-from linger.targets import TARGETS
+from linger.targets import known
 
 STEP = 2.0**-5  # of the inputs' grid at 8 bits: they reach +-4
 
@@ -43,7 +43,7 @@ def converted(
     net = CaseNet(case, bits)
     sample = tuple(torch.randn(s) for s in case.shapes)
     linger.trace_layers(net, net, sample)
-    width = bits if bits in TARGETS[target].data_bits else 8  # of layers; a call has the width of its operands
+    width = bits if bits in known(target).data_bits else 8  # of layers; a call has the width of its operands
     linger.init(
         net, parameter_bits=parameter_bits, data_bits=width, out_bits=out_bits or width, target=target, limits=False
     )
@@ -165,8 +165,8 @@ class Ties:
             monkeypatch.setattr(module, "divided", self.watch(module.divided, self.of_quotient))
 
     def watch(self, function: Callable[..., Any], tied: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-        def watched(v: Any, n: Any) -> Any:
-            out = function(v, n)
+        def watched(v: Any, n: Any, *more: Any) -> Any:
+            out = function(v, n, *more)
             self.count += int((tied(v, n) & (out >= -128) & (out <= 127)).sum())
             return out
 

@@ -79,7 +79,8 @@ def test_every_violation_at_once() -> None:
         ("mean_0", "warning", "a mean over the whole input"),
     }
     (norm,) = (v for v in report.violations if v.layer == "features.0")
-    assert norm.allowed == "the engine has no group or instance normalization; use nn.BatchNorm or nn.LayerNorm"
+    assert norm.allowed == "the engine has no group or instance normalization"
+    assert norm.way.startswith("use nn.BatchNorm2d or nn.LayerNorm, or linger.disable_quant(net.features[0]) and")
     assert norm.way.endswith("or linger.disable_quant(net.features[0]) and compute it outside of the chip")
     rounded = next(v for v in report.violations if v.layer == "round_0")
     assert rounded.source.startswith("test_check.py:")
@@ -229,12 +230,13 @@ def test_the_printed_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 PRINTED = """\
-┏━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
-┃ layer ┃ op        ┃ on the chip  ┃ found     ┃ allowed                                               ┃ way out                                               ┃
-┡━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
-│ 3     │ GroupNorm │ does not run │ GroupNorm │ the engine has no group or instance normalization;    │ use another op, or linger.disable_quant(net[3]) and   │
-│       │           │              │           │ use nn.BatchNorm or nn.LayerNorm                      │ compute it outside of the chip                        │
-└───────┴───────────┴──────────────┴───────────┴───────────────────────────────────────────────────────┴───────────────────────────────────────────────────────┘
+┏━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ layer ┃ op        ┃ on the chip  ┃ found     ┃ allowed                                           ┃ way out                                                   ┃
+┡━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ 3     │ GroupNorm │ does not run │ GroupNorm │ the engine has no group or instance normalization │ use nn.BatchNorm2d or nn.LayerNorm, or                    │
+│       │           │              │           │                                                   │ linger.disable_quant(net[3]) and compute it outside of    │
+│       │           │              │           │                                                   │ the chip                                                  │
+└───────┴───────────┴──────────────┴───────────┴───────────────────────────────────────────────────┴───────────────────────────────────────────────────────────┘
 ┏━━━━━━━┳━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━┓
 ┃ layer ┃ op        ┃ input ┃ output ┃  MACs ┃ weights ┃ activations ┃     sum ┃
 ┡━━━━━━━╇━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━━━╇━━━━━━━━━━━━━╇━━━━━━━━━┩

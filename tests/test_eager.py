@@ -18,6 +18,7 @@ from linger import eager, observe
 from linger.numerics import NOTHING, Grid, fake_quant, grid_of, scale_from_running, scale_from_weight, set_grid
 from linger.observe import fits
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, room_for_bias
+from linger.rounding import ROUNDINGS
 
 ROOT = 0x3504F3  # the mantissa of the square root of 2, rounded down
 
@@ -115,13 +116,14 @@ def result(x: Tensor, gradient: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
 @EVERY
 @pytest.mark.parametrize("bound", [None, 1.5])
 @pytest.mark.parametrize("bits", [4, 8, 32])
-def test_blocks_of_fake_quant(shape: str, bound: float | None, bits: int) -> None:
-    x = SHAPES[shape]() * 3
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_blocks_of_fake_quant(shape: str, bound: float | None, bits: int, rounding: str) -> None:
+    x = (SHAPES[shape]() * 192).round() / 64  # many ties
     gradients = (torch.randn(x.shape), torch.randn(()).expand(x.shape), torch.full(x.shape, math.nan))
     for g in gradients:
-        want = elsewhere(result, x, g, bits, bound)
+        want = elsewhere(result, x, g, bits, bound, False, False, rounding)
         for fresh in (False, True):
-            found = result(x, g, bits, bound, False, fresh)
+            found = result(x, g, bits, bound, False, fresh, rounding)
             assert all(torch.equal(a.nan_to_num(99), b.nan_to_num(99)) for a, b in zip(found, want, strict=True))
             assert found[0].stride() == torch.empty_like(x * 1).stride()
 

@@ -15,7 +15,6 @@ from linger import eager, observe
 from linger.numerics import (
     Grid,
     bound_parameter,
-    divided_half_up,
     fake_quant,
     grid_of,
     nearest_integer,
@@ -25,6 +24,7 @@ from linger.numerics import (
     straight_through,
 )
 from linger.ops._weighted import room_for_bias, room_for_sum
+from linger.rounding import divided_half_up
 
 # --- gradients
 

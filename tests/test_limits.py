@@ -111,6 +111,9 @@ ROWS: tuple[tuple[str, tuple[str, ...], Make, int, int, str], ...] = (
     ("mul bits", ("arcs",), lambda n: call(lambda x: x * x, 1, 8, bits=n), 8, 32, "error"),
     ("bmm bits", ("venus", "arcs"), lambda n: call(lambda x: x @ x, 1, 8, 8, bits=n), 8, 32, "error"),
     ("layernorm eps", ALL, lambda n: (nn.LayerNorm(8, eps=n * 1e-5), (1, 4, 8)), 1, 2, "wrong"),
+    ("lstm sequences", ALL, lambda n: (nn.LSTM(8, 4, batch_first=True), (n, 5, 8)), 1, 2, "error"),
+    ("lstm sequences, time first", ALL, lambda n: (nn.LSTM(8, 4), (5, n, 8)), 1, 2, "error"),
+    ("lstm time first", SECOND, lambda n: (nn.LSTM(8, 4, batch_first=bool(n)), (1, 5, 8) if n else (5, 1, 8)), 1, 0, "wrong"),
     ("argmax axis", ALL, lambda n: call(lambda x: x.argmax(n), 1, 8, 8), 2, 1, "error"),
 )  # fmt: skip
 EACH = [(what, chip, *rest) for what, chips, *rest in ROWS for chip in chips]
@@ -157,6 +160,19 @@ def test_a_product_with_a_number_or_a_gate_on_either_side(chip: str, tmp_path: P
         assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
 
 
+@pytest.mark.parametrize("chip", SECOND)
+def test_a_time_first_lstm_is_told_to_be_batch_first(chip: str) -> None:
+    report = linger.check(nn.Sequential(nn.LSTM(8, 4)), torch.randn(5, 1, 8), target=chip, quiet=True)
+    said = {(v.found, v.allowed, v.way) for v in report.violations if v.op == "LSTMInt" and v.kind == "wrong"}
+    assert said == {("batch_first=False", "batch_first=True", "make it with batch_first=True")}
+
+
+@pytest.mark.parametrize("chip", ALL)
+def test_a_sum_with_a_number_fits(chip: str) -> None:
+    for function in (lambda x: x + 0.5, lambda x: -3 + x, lambda x: x - 100, lambda x: 1 - x):
+        assert not [k for k, _ in broken(call(function, 1, 3, 4, 4), chip) if k in ("error", "wrong")]
+
+
 STATUS_ROWS = {
     ("venus", "ConvTranspose2dInt"): (lambda: deconv(), "warning", "pack with -m params:share-mem"),
     ("venusa", "Conv1dInt"): (lambda: conv1d(), "wrong", "use a repaired build of the engine, or another op"),
@@ -166,8 +182,9 @@ STATUS_ROWS = {
         "compare the chip's first results",
     ),
     ("venusa", "iqSigmoid"): (lambda: call(torch.sigmoid, 1, 8), "wrong", "use a repaired build of the engine"),
-    ("arcs", "iqTanh"): (lambda: call(torch.tanh, 1, 8), "error", "use another op"),
-    ("arcs", "GluInt"): (lambda: call(F.glu, 1, 8), "error", "use another op"),
+    ("arcs", "iqTanh"): (lambda: call(torch.tanh, 1, 8), "error", "use 2 * torch.sigmoid(2 * x) - 1"),
+    ("arcs", "GluInt"): (lambda: call(F.glu, 1, 8), "error", "use a * torch.sigmoid(b)"),
+    ("venusa", "iqTanh"): (lambda: call(torch.tanh, 1, 8), "error", "compute it outside of the chip"),
     ("arcs", "LogSoftmaxInt"): (lambda: call(lambda x: x.log_softmax(-1), 1, 8), "wrong", "use a repaired build"),
     ("arcs", "iqSub"): (lambda: call(lambda x: x - x.abs(), 1, 8), "wrong", "use a repaired build"),
 }

@@ -21,8 +21,6 @@ from linger.numerics import (
     NOTHING,
     WIDEST,
     bound_parameter,
-    divide_half_up,
-    divided_half_up,
     exact_matmul,
     exponent,
     fake_quant,
@@ -43,6 +41,7 @@ from linger.numerics import (
     shift_round,
 )
 from linger.ops._weighted import room_for_bias, room_for_sum, split_form
+from linger.rounding import divide_half_up, divided_half_up
 
 HALF = Fraction(1, 2)
 TIES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)

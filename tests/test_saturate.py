@@ -11,21 +11,27 @@ from torch import nn
 from torch.nn import functional as F
 
 import linger
+from linger.numerics import shift_round
 from linger.ops import BY_NAME
-from linger.ops._lowered import Operand
-from linger.ops._saturate import clamp_nodes, fits
+from linger.ops._lowered import Lowered, Operand
+from linger.ops._saturate import FARTHEST, clamp_nodes, fits, offset_nodes
+from linger.rounding import ROUNDINGS
 
 EVERY = np.arange(-128, 128, dtype=np.int8)
 EDGES = (-128, -127, -100, -1, 0, 1, 63, 126, 127)
 
 
-def computed(x: np.ndarray, low: int, high: int) -> np.ndarray:
+def run(nodes: tuple[Lowered, ...], x: np.ndarray, **more: str) -> np.ndarray:
     """What the references of the nodes make of ``x``."""
     made = [x]
-    for node in clamp_nodes(Operand(scale=8.0, bits=8, shape=x.shape), low, high):
+    for node in nodes:
         source = x if node.inputs[0] == 0 else made[int(str(node.inputs[0])[1:]) + 1]
-        made.append(BY_NAME[node.op_type].run(source, *node.params.values(), **node.attrs))
+        made.append(BY_NAME[node.op_type].run(source, *node.params.values(), **node.attrs, **more))
     return made[-1]
+
+
+def computed(x: np.ndarray, low: int, high: int) -> np.ndarray:
+    return run(clamp_nodes(Operand(scale=8.0, bits=8, shape=x.shape), low, high), x)
 
 
 @pytest.mark.parametrize("shape", [(1, 256), (2, 1, 128), (1, 4, 8, 8)])
@@ -35,6 +41,30 @@ def test_every_integer_between_every_pair_of_bounds(shape: tuple[int, ...]) -> N
         for high in EDGES:
             expected = np.minimum(np.maximum(x, low), high)
             assert np.array_equal(computed(x, low, high), expected), (low, high)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("shape", [(1, 256), (2, 1, 128), (1, 4, 8, 8)])
+def test_every_integer_plus_every_number(shape: tuple[int, ...], rounding: str) -> None:
+    """For shifts on both sides of the farthest that one node holds."""
+    x = EVERY.reshape(shape)
+    for n in (0, 1, 2, 7, FARTHEST, FARTHEST + 1, 40):
+        given, out = (Operand(scale=2.0**e, bits=8, shape=shape) for e in (20, 20 - n))
+        for sign in (1, -1):
+            for number in (-128, -127, -3, 0, 1, 64, 127, 128):
+                expected = np.clip(sign * shift_round(x, n, rounding) + number, -128, 127)
+                nodes = offset_nodes(given, out, sign, number, rounding)
+                assert np.array_equal(run(nodes, x, rounding=rounding), expected), (n, sign, number)
+
+
+def test_a_sum_with_a_number_is_one_node_of_an_image() -> None:
+    def ops(n: int, sign: int = 1, rounding: str = "half_up", shape: tuple[int, ...] = (1, 4, 2, 2)) -> list[str]:
+        x, out = (Operand(scale=2.0**e, bits=8, shape=shape) for e in (0, -n))
+        return [node.op_type for node in offset_nodes(x, out, sign, 1, rounding)]
+
+    assert ops(0) == ops(3) == ops(0, -1) == ops(0, 1, "half_even") == ["BatchNorm2dInt"]
+    assert ops(3, -1) == ops(3, 1, "half_even") == ops(FARTHEST + 1) == ["Requant", "BatchNorm2dInt"]
+    assert ops(3, shape=(1, 4)) == ["Unsqueeze", "BatchNorm2dInt", "Squeeze"]
 
 
 def test_the_fewest_nodes() -> None:

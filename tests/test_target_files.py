@@ -41,6 +41,7 @@ def test_a_net_trains_and_verifies_on_a_target_of_the_user(tmp_path: Path) -> No
         optimizer.step()
     model = linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx")
     assert {m.key: m.value for m in model.metadata_props}["target"] == "toy"
+    assert {a.s for n in model.graph.node for a in n.attribute if a.name == "rounding"} == {b"half_even"}
     assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
 
 
@@ -63,6 +64,10 @@ def test_its_limits_hold_and_its_figures_make_cycles() -> None:
 
 HEAD = 'name = "mine"\nlike = "arcs"\n'
 WRONG = {
+    "a rounding": (
+        HEAD + 'rounding = "even"\n',
+        r"mine.toml:3: found rounding = 'even', allowed are half_up, half_even; choose",
+    ),
     "a typo": (HEAD + "\ndata_bit = [8]\n", r"mine.toml:4: found the key 'data_bit', allowed are name, like"),
     "a typo in a table": (HEAD + "[memory]\nshare = 1\npsrem = 2\n", r":5: found the key 'psrem', allowed are share"),
     "a typo in a limit": (

@@ -17,7 +17,7 @@ from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
 from linger.errors import during
 from linger.swap import require_net
-from linger.targets import Target
+from linger.targets import Target, half_up
 from linger.targets import target as find_target
 from linger.targets._words import bytes_text
 
@@ -65,7 +65,7 @@ def _report(
 ) -> Report:
     if isinstance(net, nn.Module):
         chip = find_target(target or net.__dict__.get("_linger_target"))
-        proto, origins, left = exported(net, args, kwargs, chip, bits)
+        proto, origins, left = exported(net, args, kwargs, half_up(chip), bits)
         return of_file(facts_of(proto, origins=origins), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)

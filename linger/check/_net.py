@@ -110,7 +110,7 @@ def follow(net: nn.Module, chip: Target) -> nn.Module:
     """Let a converted net compute as another chip does, in place."""
     for module in net.modules():
         if isinstance(module, IntModule):
-            module.chip = chip.name
+            module.follow_chip(chip.name)
             module.forget()
         elif "_linger_chip" in module.__dict__:
             module._linger_chip = chip.name  # type: ignore[assignment]

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from linger.check._file import File, Node
-from linger.check._words import WAYS, op_name, python_path
+from linger.check._words import WAYS, instead, op_name, python_path
+from linger.ops import BY_NAME
+from linger.rounding import HALF_UP
 from linger.targets import Limit, Target
 from linger.targets._measures import beyond_limit
 from linger.targets._words import said, words
@@ -69,10 +71,15 @@ def _of(node: Node, target: Target) -> Iterator[Violation]:
     if status == "none":
         allowed = target.lacks.get(node.op, f"{target.name} has no such op")
         way = (
-            "use nn.ReLU, or a clamp whose input has 2 to 4 dimensions and 8 bits" if node.op == "Clip" else WAYS["op"]
+            "use nn.ReLU, or a clamp whose input has 2 to 4 dimensions and 8 bits"
+            if node.op == "Clip"
+            else instead(node.op, target.ops)
         )
         yield _violation(node, "op", "error", op_name(node.op), allowed, _or_float(node, way))
         return
+    if target.rounding != HALF_UP and node.op in BY_NAME and BY_NAME[node.op].half_up:
+        found = f"{op_name(node.op)}, which rounds half up"
+        yield _violation(node, "op", "error", found, f"rounding {target.rounding}", _or_float(node, WAYS["op"]))
     if status in STATUS:
         kind, allowed = STATUS[status]
         yield _violation(node, "status", kind, op_name(node.op), allowed, WAYS[status])
@@ -91,6 +98,8 @@ def _or_float(node: Node, way: str) -> str:
     """The way out, and for a layer how to leave it to the host."""
     if not node.module:
         return way
+    if way == WAYS["op"]:
+        return f"{way}: linger.disable_quant({python_path(node.layer)})"
     return f"{way}, or linger.disable_quant({python_path(node.layer)}) and compute it outside of the chip"
 
 

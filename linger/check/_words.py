@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 OPS = {
     "Conv1dInt": "Conv1d", "Conv2dInt": "Conv2d", "ConvTranspose1dInt": "ConvTranspose1d", "ConvTranspose2dInt": "ConvTranspose2d",
@@ -16,7 +17,7 @@ OPS = {
 FINE = "nothing to do: the integers stay the same"
 TRAIN = "train with linger.init(net, target={target!r})"
 WAYS = {
-    "op": "use another op",
+    "op": "compute it outside of the chip",
     "float": "put its input on a grid with linger.quant_tensor(self, x, 'x'), use a call with a fixed-point form, or run this part outside of the chip",
     "move": "put its input on a grid first, with linger.quant_tensor(self, x, 'x')",
     "repair": "use a repaired build of the engine, or another op",
@@ -52,7 +53,8 @@ WAYS = {
     "swapped_rows": "use a repaired build of the engine, or reshape to three dimensions and transpose those",
     "pads_with_values": "pad with a constant",
     "sequences": "check one sequence, x[:1]: the chip takes one at a time",
-    "batch_first": "make it with batch_first=False and transpose around it",
+    "sequences_in_rows": "check one sequence, x[:1]: the chip takes one at a time",
+    "time_first": "make it with batch_first=True",
     "backwards": "flip its input",
     "layers": "use one layer after another",
     "prefetch": "pack it with --dma_prefetch False",
@@ -67,6 +69,44 @@ WAYS = {
     "right_bytes": "divide the product along the columns of its right side",
     "matrix_bytes": "transpose smaller parts",
 }
+
+
+_SMOOTH = (("Relu", "use nn.ReLU"),)
+_GATE = (("iqSigmoid", "use torch.sigmoid"),)
+_FIT = (("Reshape", "use linger.fit, which computes it on an image of width 1"),)
+_PRODUCT = (("iqMul", "use x * x"),)
+_MASK = (("iqMul", "multiply by a mask of 0 and 1"),)
+INSTEAD: dict[str, tuple[tuple[str, str], ...]] = {  # op -> (op that the chip needs for it, what to do), best first
+    **dict.fromkeys(("iqHardswish", "iqSilu", "iqMish", "iqGelu", "iqGeluTanh", "iqElu", "iqCelu", "iqSelu", "iqSoftplus",
+                     "iqLeakyRelu", "iqThreshold", "PReLUInt"), _SMOOTH),
+    **dict.fromkeys(("iqHardsigmoid", "iqSoftsign", "iqLogsigmoid", "iqErf"), _GATE),
+    **dict.fromkeys(("ConvTranspose1dInt", "BatchNorm1dInt", "AvgPool1dInt"), _FIT),
+    **dict.fromkeys(("iqTril", "iqTriu", "iqWhere", "iqMask"), _MASK),
+    "iqTanh": (("iqSigmoid", "use 2 * torch.sigmoid(2 * x) - 1"),),
+    "iqSquare": _PRODUCT,
+    "iqCube": _PRODUCT,
+    "iqpow": _PRODUCT,
+    "iqMean": (("AvgPool2dInt", "average an image, x.mean((2, 3)) of 4 dimensions, which is a pool; else nn.Linear with 1/n as weights"),),
+    "iqSum": (("LinearInt", "use nn.Linear with ones as weights"),),
+    "iqCumSum": (("BmmInt", "use x @ a triangle of ones"),),
+    "iqMax": (("Relu", "use y + torch.relu(x - y)"),),
+    "iqMin": (("Relu", "use y - torch.relu(y - x)"),),
+    "iqNeg": (("iqMul", "let the layer before have the opposite weights"),),
+    "Resize": (("ConvTranspose2dInt", "use nn.ConvTranspose2d with kernel and stride of the factor"),),
+    "GluInt": (("iqSigmoid", "use a * torch.sigmoid(b) on a, b = x.chunk(2, dim)"),),
+    "ShuffleChannel": (("Reshape", "use reshape and transpose"),),
+    "GRUInt": (("LSTMInt", "use nn.LSTM"),),
+    "RNNInt": (("LSTMInt", "use nn.LSTM"),),
+    "GroupNormInt": (("LayerNormInt", "use nn.BatchNorm2d or nn.LayerNorm"),),
+    "RMSNormInt": (("LayerNormInt", "use nn.LayerNorm"),),
+    "iqStd": (("iqVar", "use the variance"),),
+}  # fmt: skip
+
+
+def instead(op: str, ops: Mapping[str, str]) -> str:
+    """What to use for an op that a chip lacks, of what ``ops``, its table, has."""
+    there = (way for needed, way in INSTEAD.get(op, ()) if ops.get(needed, "none") not in ("none", "repair"))
+    return next(there, WAYS["op"])
 
 
 def op_name(op: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ class Builder:
                 overload = form if len(forms) > 1 else ""
                 for node in nodes:
                     node.overload = overload
-                made.append(function(op_type, form, overload, self.opset, nodes[0], real))
+                made.append(function(op_type, form, overload, self.opset, nodes[0], self.target.rounding, real))
         return made, OVERLOAD_IR if overloaded else FUNCTION_IR
 
 
@@ -220,10 +221,13 @@ def attribute(name: str, value: Any) -> ir.Attr:
     return ir.AttrInt64s(name, [int(v) for v in value])
 
 
-def function(op_type: str, form: str, overload: str, opset: int, node: ir.Node, real: bool = False) -> ir.Function:
+def function(
+    op_type: str, form: str, overload: str, opset: int, node: ir.Node, rounding: str, real: bool = False
+) -> ir.Function:
     """The body of ``op_type`` in this form as a model-local function with the attributes of ``node``."""
     op = BY_NAME[op_type]
-    inputs, text = op.body(form, opset)
+    rounds = "rounding" in inspect.signature(op.body).parameters
+    inputs, text = op.body(form, opset, **({"rounding": rounding} if rounds else {}))
     text = op.real(form, opset) if real else text
     attrs = ", ".join(sorted(node.attributes))
     named = f'overload: "{overload}", ' if overload else ""

@@ -314,10 +314,10 @@ class Writer:
         if own == file.name:
             return
         try:
-            module.chip = file.name
-            wrong = _differing(steps, again())
+            module.follow_chip(file.name)
+            wrong = _differing(steps, again()) or ("rounding" if known(own).rounding != file.rounding else "")
         finally:
-            module.chip = own
+            module.follow_chip(own)
         if wrong:
             why = next(filter(None, (difference(s.op_type, known(own), file) for s in steps)), f"another {wrong}")
             raise LingerError(

@@ -111,6 +111,7 @@ for _op in ROWS:
 LAYERS: frozenset[type[nn.Module]] = frozenset(  # whose product is also a call of its own: F.linear, a convolution
     cls for op in ROWS for cls in op.floats if op.integer is not None and issubclass(op.integer, WeightedInt)
 )
+HALF_UP_ONLY = frozenset(op.integer for op in ROWS if op.half_up and op.integer is not None)
 SITES: dict[str, Op] = {op.site: op for op in ROWS if op.site}
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {**attention.FORWARDS, **transformer.FORWARDS}
 CONTAINERS: frozenset[type[nn.Module]] = frozenset((*FORWARDS, *transformer.CONTAINERS))
@@ -128,6 +129,7 @@ __all__ = [
     "COMPOSED",
     "CONTAINERS",
     "FORWARDS",
+    "HALF_UP_ONLY",
     "LAYERS",
     "ROUTED",
     "ROWS",

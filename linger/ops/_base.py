@@ -20,6 +20,8 @@ from linger.ops import _symbolic
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._state import Stored, is_range
+from linger.rounding import HALF_UP, ROUNDINGS
+from linger.targets import known
 
 _DRY: ContextVar[bool] = ContextVar("_DRY", default=False)
 
@@ -34,11 +36,6 @@ def dry() -> Iterator[None]:
         _DRY.reset(token)
 
 
-def recomputing() -> bool:
-    """Whether gradient checkpointing repeats a forward inside of backward: ranges and statistics have seen the batch."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
 
@@ -48,6 +45,7 @@ class Op:
     """A row of the op table. ``body(form, opset)`` returns the node's standard-ONNX meaning in ONNX text (inputs, statements).
 
     ``real(form, opset)`` returns the statements of the same node on floats, for dialect "qdq". ``outputs``: names of the body's results.
+    ``half_up``: it rounds half up, whatever the target says; where it is False, ``run`` and ``body`` take a ``rounding``, or there is nothing to round.
     ``bias_at`` is the scale that makes the bias's together with ``scale_w`` where that is not ``scale_x``.
     ``calls`` are the functions that ``site`` stands for, ``modules`` torch's layers whose forward makes such a call; ``names`` gives the names of a call's arguments after the first.
     """
@@ -65,6 +63,7 @@ class Op:
     aliases: tuple[str, ...] = ()
     modules: tuple[type[nn.Module], ...] = ()
     bias_at: float = 0.0
+    half_up: bool = False
     outputs: str = "Y"
 
 
@@ -74,11 +73,6 @@ def twin(cls: type[nn.Module], source: nn.Module) -> Any:
     for key, value in source.__dict__.items():
         new.__dict__[key] = value.copy() if isinstance(value, dict) else value
     return new
-
-
-def wider(given: int, wanted: int) -> float:
-    """The factor of the scale where ``given`` bits become ``wanted`` more: the same values, and room below the point."""
-    return 2.0 ** max(min(wanted, WIDEST - 1) - min(given, WIDEST - 1), 0)
 
 
 def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -> None:
@@ -106,6 +100,7 @@ class IntModule(Stored):
     raw: ClassVar[frozenset[int]] = frozenset()  # positions of operands that enter as they are, without a grid
     several: ClassVar[bool] = False  # whether forward returns several tensors
     chip: str = "venus"
+    rounding: str = HALF_UP  # of activations, as the chip rounds
     still: bool = False  # ranges stay as they are, in training too
     data_bits: int
     parameter_bits: int
@@ -147,6 +142,10 @@ class IntModule(Stored):
     clamp_weight = property(lambda self: self.normalize_weight)
     clamp_bias = property(lambda self: self.normalize_bias)
     o_bits = property(lambda self: self.out_bits)
+
+    def follow_chip(self, name: str) -> None:
+        """Compute as this chip does from now on."""
+        self.chip, self.rounding = name, known(name).rounding
 
     @classmethod
     def refuses(cls, source: Any) -> str:
@@ -203,8 +202,7 @@ class IntModule(Stored):
     ) -> observe.Spread | None:
         """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range.
 
-        Returns:
-            Where the tensor reaches, if that was looked at.
+        Where the tensor reaches is returned, if that was looked at.
         """
         if not self.following(name):
             self.require_range(name)
@@ -236,7 +234,7 @@ class IntModule(Stored):
 
     def follow(self, name: str, peak: Tensor) -> None:
         """Let ``running_<name>`` follow a peak, unless the ranges are held or the batch was seen before."""
-        if not (self.still or recomputing()):
+        if not (self.still or observe.recomputing()):
             observe.update(self.running(name), peak, f"running_{name}")
             if self.learned(name) is not None and observe.watcher() is None:
                 self.start_from(name, self.scale(name, self.bits_of(name)))
@@ -278,13 +276,15 @@ class IntModule(Stored):
                 self.watch(name, x)
                 spread = self.observe(name, x)
             scale = self.scale(name, bits)
-            return fake_quant(x, scale, min(bits, WIDEST), inside=observe.fits(spread, scale, bits)), scale
+            return fake_quant(
+                x, scale, min(bits, WIDEST), inside=observe.fits(spread, scale, bits), rounding=self.rounding
+            ), scale
         if grid.bits > bits:
             self.watch(name, x)
             spread = self.observe(name, x)
             scale = torch.minimum(self.scale(name, bits), grid.scale)
-            return fake_quant(x, scale, bits, inside=observe.fits(spread, scale, bits)), scale
-        scale = grid.scale if grid.bits == bits else grid.scale * wider(grid.bits, bits)
+            return fake_quant(x, scale, bits, inside=observe.fits(spread, scale, bits), rounding=self.rounding), scale
+        scale = grid.scale if grid.bits == bits else grid.scale * observe.wider(grid.bits, bits)
         running = self._buffers.get(f"running_{name}")
         if self.training and running is not None:
             observe.hold_at(running, scale, bits)
@@ -293,7 +293,7 @@ class IntModule(Stored):
     def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
         """An operand of ``given`` bits (a plain tensor where ``scale`` is None) as forward brings it to ``bits`` bits."""
         if scale is not None and given <= bits:
-            return Operand(scale=scale * wider(given, bits), bits=bits, shape=shape)
+            return Operand(scale=scale * observe.wider(given, bits), bits=bits, shape=shape)
         name = self.operand_name(position)
         self.require_range(name)
         own = float(self.scale(name, bits))
@@ -372,9 +372,10 @@ ONNX_INT = {8: 3, 16: 5, 32: 6}
 
 
 def requant_text(
-    source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True, limit: int = 0
-) -> str:
-    """Statements for saturate(floor(source * multiplier + 1/2), bits); in float up to 16 bits, in double where asked or wider.
+    source: str, multiplier: str, result: str, bits: int, double: bool = False, cast: bool = True, limit: int = 0,
+    rounding: str = HALF_UP,
+) -> str:  # fmt: skip
+    """Statements for saturate(round(source * multiplier), bits); in float up to 16 bits, in double where asked or wider.
 
     ``limit``: saturate to fewer bits than are stored.
     """
@@ -384,12 +385,11 @@ def requant_text(
     p = f"{result}_"
     text = constants(
         **{
-            f"{p}half": f"{kind} {{0.5}}",
             f"{p}lo": f"{kind} {{{-(2 ** (bits - 1))}}}",
             f"{p}hi": f"{kind} {{{levels(bits)}}}",
         }
     )
-    text += f"{p}m = Mul ({source}, {multiplier})\n{p}h = Add ({p}m, {p}half)\n{p}f = Floor ({p}h)\n"
+    text += f"{p}m = Mul ({source}, {multiplier})\n" + ROUNDINGS[rounding].text(f"{p}m", f"{p}f", kind)
     clipped = f"{p}c" if cast else result
     text += f"{clipped} = Clip ({p}f, {p}lo, {p}hi)\n"
     return text + (f"{result} = Cast <to: int = {ONNX_INT[stored]}> ({clipped})\n" if cast else "")

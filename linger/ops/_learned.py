@@ -26,6 +26,7 @@ from linger.numerics import (
     saturated,
     scale_from_running,
 )
+from linger.rounding import HALF_UP
 
 PREFIX = {"tqt": "log2_", "lsq": "step_"}
 KINDS = tuple(PREFIX)
@@ -36,10 +37,11 @@ LEAST_STEP = 2.0**-80
 class _LearnedQuant(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, learned: Tensor, scale: Tensor, own: Tensor, bits: int, bound: float | None, tqt: bool
-    ) -> Tensor:
+        ctx: Any, x: Tensor, learned: Tensor, scale: Tensor, own: Tensor, bits: int, bound: float | None, tqt: bool,
+        rounding: str = HALF_UP,
+    ) -> Tensor:  # fmt: skip
         step = scale.reciprocal()
-        v = rounded(x.double() if bits > 16 else x, scale, step)
+        v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
         q = v.clamp(-levels(bits) - 1, levels(bits))
         outside = saturated(v, q)
         error = torch.where(outside.bool(), q, torch.addcmul(q, x.to(q.dtype), scale.to(q.dtype), value=-1))
@@ -53,7 +55,7 @@ class _LearnedQuant(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         outside, error, factor = ctx.saved_tensors
         learned = ((grads[0] * error).sum() * factor).float() if ctx.needs_input_grad[1] else None
-        return passed(grads[0], outside) if ctx.needs_input_grad[0] else None, learned, None, None, None, None, None
+        return passed(grads[0], outside) if ctx.needs_input_grad[0] else None, learned, *[None] * 6
 
 
 class Learned(nn.Module):
@@ -64,6 +66,7 @@ class Learned(nn.Module):
     """
 
     learns: ClassVar[tuple[str, ...]] = ()
+    rounding: str
     _warm: set[str]
 
     def learn(self, kind: str) -> None:
@@ -158,7 +161,9 @@ class Learned(nn.Module):
         inside: bool = False, fresh: bool = False,
     ) -> Tensor:  # fmt: skip
         """``fake_quant`` to ``scale``; where the range is learned and alone decides it (``own``), with its gradient."""
-        learned = self.learned(name)
+        learned, rounding = self.learned(name), HALF_UP if name == "w" else self.rounding
         if learned is None or not torch.is_grad_enabled() or bits > WIDEST:
-            return fake_quant(x, scale, bits, bound, inside, fresh)
-        return _LearnedQuant.apply(x, learned, scale, own, bits, bound, f"log2_{name}" in self._parameters)  # type: ignore[no-any-return]
+            return fake_quant(x, scale, bits, bound, inside, fresh, rounding)
+        return _LearnedQuant.apply(  # type: ignore[no-any-return]
+            x, learned, scale, own, bits, bound, f"log2_{name}" in self._parameters, rounding
+        )

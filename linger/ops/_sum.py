@@ -40,15 +40,15 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, sign: int, grid: Grid, exact: tuple[bool, bool], inside: bool
+        ctx: Any, x: Tensor, y: Tensor, sign: int, grid: Grid, exact: tuple[bool, bool], inside: bool, rounding: str
     ) -> Tensor:
         ctx.sign, ctx.exact = sign, exact
         masks = [] if inside else [torch.empty_like(x, dtype=torch.int8) for kept in (*exact, False) if not kept]
         out = torch.empty_like(x)
         for a, b, result, *seen in blocks(x, y, out, *masks):
             outside = iter(seen)
-            a = a if exact[0] else _snapped(a, grid, next(outside, None))
-            b = b if exact[1] else _snapped(b, grid, next(outside, None))
+            a = a if exact[0] else _snapped(a, grid, next(outside, None), rounding)
+            b = b if exact[1] else _snapped(b, grid, next(outside, None), rounding)
             _saturated(torch.add(a, b, alpha=sign), grid, next(outside, None), result)
         ctx.save_for_backward(*masks)
         return out
@@ -58,13 +58,13 @@ class _Sum(torch.autograd.Function):
         masks = list(ctx.saved_tensors)
         g = passed(grads[0], masks.pop()) if masks else grads[0]
         sides = [passed(g, masks.pop(0)) if masks and not kept else g for kept in ctx.exact]
-        return sides[0], sides[1] if ctx.sign > 0 else -sides[1], None, None, None, None
+        return sides[0], sides[1] if ctx.sign > 0 else -sides[1], None, None, None, None, None
 
 
-def _snapped(x: Tensor, grid: Grid, outside: Tensor | None) -> Tensor:
+def _snapped(x: Tensor, grid: Grid, outside: Tensor | None, rounding: str) -> Tensor:
     """A block on the grid, in real units."""
     step = grid.scale.reciprocal()
-    v = rounded(x, grid.scale, step)
+    v = rounded(x, grid.scale, step, rounding)
     low, high = -levels(grid.bits) - 1, highest(grid.bits)
     if outside is None:
         return v.clamp_(low, high).mul_(step)
@@ -82,12 +82,13 @@ def _saturated(total: Tensor, grid: Grid, outside: Tensor | None, result: Tensor
 
 
 def added(
-    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], sign: int, grid: Grid, seen: tuple[Spread, ...] | None
-) -> Tensor:
+    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], sign: int, grid: Grid, seen: tuple[Spread, ...] | None,
+    rounding: str,
+) -> Tensor:  # fmt: skip
     """x + sign * y on ``grid``. ``x`` and ``y`` come with their scales; ``seen`` is what ``spreads`` found, if it looked."""
     exact = (x[1].item() == grid.scale.item(), y[1].item() == grid.scale.item())
     inside = seen is not None and not saved_elsewhere() and _inside(seen, grid)
-    return _Sum.apply(x[0], y[0], sign, grid, exact, inside)  # type: ignore[no-any-return]
+    return _Sum.apply(x[0], y[0], sign, grid, exact, inside, rounding)  # type: ignore[no-any-return]
 
 
 def _inside(seen: tuple[Spread, ...], grid: Grid) -> bool:

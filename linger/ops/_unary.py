@@ -33,6 +33,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
+from linger.rounding import HALF_UP, ROUNDINGS
 from linger.targets import Pwl, known
 
 WIDEST_TABLE = 16  # bits of the input
@@ -138,7 +139,7 @@ class UnarySite(Site):
             v = k / scale.double()
             line, rest = self.parts(function, said, k, v, scale)
             s_o = self.output_scale(function, q, k, rest if line is None else line + rest, bits)
-            integers, inside = _rounded(line, rest, s_o, bits)
+            integers, inside = _rounded(line, rest, s_o, bits, self.rounding)
             slopes = self.slopes(function, said, v, inside) if x.requires_grad else None
         y = _Lookup.apply(x, q, (integers / s_o).float(), slopes)
         return set_grid(y, Grid(s_o.float(), bits))
@@ -181,14 +182,19 @@ class UnarySite(Site):
         return (node,) if x == given else (requant_node(given, x), node)
 
 
-def _rounded(line: Tensor | None, rest: Tensor, s_o: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _rounded(line: Tensor | None, rest: Tensor, s_o: Tensor, bits: int, rounding: str) -> tuple[Tensor, Tensor]:
     """Equation (1), and whether the result is within range."""
     if line is None:
-        v = torch.floor(rest * s_o + 0.5)
+        t = rest * s_o + 0.5
+        n = torch.floor(t)
+        v, tie = n, n == t
     else:
         t = line * s_o + 0.5
         n = torch.floor(t)
-        v = n + torch.floor(t - n + rest * s_o)
+        part = t - n + rest * s_o
+        whole = torch.floor(part)
+        v, tie = n + whole, whole == part
+    v = ROUNDINGS[rounding].settled(v, tie)
     y = v.clamp(-levels(bits) - 1, levels(bits))
     return y, y == v
 
@@ -218,8 +224,9 @@ def table_form(platform: str, x: Operand, out: Operand, said: Mapping[str, float
 
 
 def integer_table(
-    function: Function, scale_x: float, scale_o: float, bits: int, o_bits: int, platform: str, said: Mapping[str, float]
-) -> np.ndarray:
+    function: Function, scale_x: float, scale_o: float, bits: int, o_bits: int, platform: str, said: Mapping[str, float],
+    rounding: str = HALF_UP,
+) -> np.ndarray:  # fmt: skip
     """Equation (1), or (2) where the chip has the function, for every level of ``bits`` bits, lowest first.
 
     A fixed output scale is what the function says, as on the chip; a file's ``scale_o`` does not change it.
@@ -229,23 +236,26 @@ def integer_table(
     table = known(platform.lower()).functions.get(function.op_type)
     if table is not None:
         y = evaluate(argument(k, scale_x, table), table)
-        return saturate(shift_round(y, table.y_fraction - exponent(scale_o)), o_bits)
+        return saturate(shift_round(y, table.y_fraction - exponent(scale_o), rounding), o_bits)
     with np.errstate(all="ignore"):
         line, rest = function.numpy(k / scale_x, **said)
         fraction, whole = np.modf(line * scale_o + 0.5)
-        return saturate(whole + np.floor(fraction + rest * scale_o), o_bits)
+        part = fraction + rest * scale_o
+        v = whole + np.floor(part)
+        return saturate(ROUNDINGS[rounding].settled(v, np.floor(part) == part), o_bits)
 
 
 def runner(function: Function) -> Callable[..., np.ndarray]:
     """``run`` of a function."""
 
     def run(
-        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 8, **attrs: Any
-    ) -> np.ndarray:
+        x: np.ndarray, *, scale_x: float, scale_o: float, platform: str = "venus", o_bits: int = 8,
+        rounding: str = HALF_UP, **attrs: Any,
+    ) -> np.ndarray:  # fmt: skip
         """x int8 or int16 of any shape -> the same shape in ``o_bits`` bits."""
         bits = 8 * x.dtype.itemsize
         said = {name: attrs[name] for name in function.numbers}
-        table = integer_table(function, scale_x, scale_o, bits, o_bits, platform, said)
+        table = integer_table(function, scale_x, scale_o, bits, o_bits, platform, said, rounding)
         return table[x.astype(np.int64) + 2 ** (bits - 1)]
 
     return run
@@ -254,10 +264,12 @@ def runner(function: Function) -> Callable[..., np.ndarray]:
 def table_body(function: Function) -> Callable[[str, int], tuple[str, str]]:
     """Body of a function: its table as a constant, and a Gather."""
 
-    def body(form: str, opset: int) -> tuple[str, str]:
+    def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
         platform, q_x, q_o, bits, out_bits, *numbers = form.split(" ")
         said = {name: float(v) for name, _, v in (s.partition("=") for s in numbers)}
-        table = integer_table(function, 2.0 ** int(q_x), 2.0 ** int(q_o), int(bits), int(out_bits), platform, said)
+        table = integer_table(
+            function, 2.0 ** int(q_x), 2.0 ** int(q_o), int(bits), int(out_bits), platform, said, rounding
+        )
         return "X", gather_text("X", "Y", table, f"int{out_bits}")
 
     return body

@@ -36,6 +36,7 @@ from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._placed import placed
 from linger.ops._site import Site
+from linger.rounding import HALF_UP
 
 WIDE_BIAS = 2**30  # LSB: what an int32 holds, and room for the products
 NARROW_BIAS = 2**23  # LSB: half of what float32 holds; the products have the other half
@@ -303,9 +304,11 @@ def split_form(terms: int, data_bits: int, parameter_bits: int) -> str:
     return f"x{pieces}w{-(-max(parameter_bits, width) // width)}p{width}"
 
 
-def requantize(acc: np.ndarray, scale_x: float, scale_w: float, scale_o: float, o_bits: int) -> np.ndarray:
+def requantize(
+    acc: np.ndarray, scale_x: float, scale_w: float, scale_o: float, o_bits: int, rounding: str = HALF_UP
+) -> np.ndarray:
     """Equation (2)."""
-    return saturate(shift_round(acc, exponent(scale_x) + exponent(scale_w) - exponent(scale_o)), o_bits)
+    return saturate(shift_round(acc, exponent(scale_x) + exponent(scale_w) - exponent(scale_o), rounding), o_bits)
 
 
 def split_text(source: str, prefix: str, pieces: int, width: int) -> str:
@@ -328,23 +331,24 @@ def multiplier_text(double: bool = False, second: str = "scale_w") -> str:
     return text + ("Mf = Div (so, sxw)\nM = Cast <to: int = 11> (Mf)\n" if double else "M = Div (so, sxw)\n")
 
 
-def result_text(accumulator: str, double: bool, bits: int, second: str = "scale_w") -> str:
+def result_text(accumulator: str, double: bool, bits: int, second: str = "scale_w", rounding: str = HALF_UP) -> str:
     """Equation (2) of an ``accumulator`` statement that is exact in float (or double); results above 16 bits need double.
 
     ``second``: the attribute that holds the second factor's scale.
     """
     if double or bits <= 16:
-        return f"A = {accumulator}\n" + multiplier_text(double, second) + requant_text("A", "M", "Y", bits, double)
+        text = f"A = {accumulator}\n" + multiplier_text(double, second)
+        return text + requant_text("A", "M", "Y", bits, double, rounding=rounding)
     text = f"S = {accumulator}\nA = Cast <to: int = 11> (S)\n"
-    return text + multiplier_text(True, second) + requant_text("A", "M", "Y", bits, double=True)
+    return text + multiplier_text(True, second) + requant_text("A", "M", "Y", bits, double=True, rounding=rounding)
 
 
-def sum_body(form: str, product: str) -> tuple[str, str]:
+def sum_body(form: str, product: str, rounding: str = HALF_UP) -> tuple[str, str]:
     """Body of a weighted sum. ``product`` is an ONNX expression with {x}, {w} and {b} (", bias" or empty)."""
     base, bits = output_bits(form)
     if base == "f32":
         text = "Xf = Cast <to: int = 1> (X)\nWf = Cast <to: int = 1> (W)\nBf = Cast <to: int = 1> (B)\n"
-        return "X, W, B", text + result_text(product.format(x="Xf", w="Wf", b=", Bf"), False, bits)
+        return "X, W, B", text + result_text(product.format(x="Xf", w="Wf", b=", Bf"), False, bits, rounding=rounding)
     n_x, rest = base[1:].split("w")
     n_w, width = (int(v) for v in rest.split("p"))
     text = "Xd = Cast <to: int = 11> (X)\nWd = Cast <to: int = 11> (W)\nBd = Cast <to: int = 11> (B)\n"
@@ -358,4 +362,4 @@ def sum_body(form: str, product: str) -> tuple[str, str]:
             text += f"{name}d = Cast <to: int = 11> ({name}f)\n{name} = Mul ({name}d, {name}s)\n"
             text += f"{name}a = Add ({total}, {name})\n" if total else ""
             total = f"{name}a" if total else name
-    return "X, W, B", text + "Bn = BiasShape (Bd)\n" + result_text(f"Add ({total}, Bn)", True, bits)
+    return "X, W, B", text + "Bn = BiasShape (Bd)\n" + result_text(f"Add ({total}, Bn)", True, bits, rounding=rounding)

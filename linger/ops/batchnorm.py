@@ -24,11 +24,13 @@ from linger.numerics import (
     quantize,
     reach,
 )
-from linger.ops._base import IntModule, Op, output_bits, recomputing
+from linger.observe import recomputing
+from linger.ops._base import IntModule, Op, output_bits
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, result_text, room_for_sum
+from linger.rounding import HALF_UP
 
 
 def _statistics(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,12 +179,13 @@ def run(
     scale_w: float,
     scale_o: float,
     o_bits: int = 8,
+    rounding: str = HALF_UP,
     **_: Any,
 ) -> np.ndarray:
     """x (N, C, *), w (C), b (C) int32; equation (2)."""
     shape = (1, -1, *[1] * (x.ndim - 2))
     acc = x.astype(np.int64) * w.astype(np.int64).reshape(shape) + b.astype(np.int64).reshape(shape)
-    return requantize(acc, scale_x, scale_w, scale_o, o_bits)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
 
 
 def _channel_shape(rank: int) -> str:
@@ -190,7 +193,7 @@ def _channel_shape(rank: int) -> str:
     return f"s = Constant <value = int64[{rank}] {{{shape}}}> ()\n"
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, bits = output_bits(form)
     kind, rank = base.split("r")
     double = kind == "f64"
@@ -198,7 +201,7 @@ def body(form: str, opset: int) -> tuple[str, str]:
     text = _channel_shape(int(rank))
     text += "".join(f"{n}f = Cast <to: int = {to}> ({n})\n" for n in ("X", "W", "B"))
     text += "Wr = Reshape (Wf, s)\nBr = Reshape (Bf, s)\nP = Mul (Xf, Wr)\n"
-    return "X, W, B", text + result_text("Add (P, Br)", double, bits)
+    return "X, W, B", text + result_text("Add (P, Br)", double, bits, rounding=rounding)
 
 
 def real(form: str, opset: int) -> str:

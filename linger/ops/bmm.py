@@ -26,6 +26,7 @@ from linger.ops._case import Case, Holder
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.ops._weighted import requantize, result_text
+from linger.rounding import HALF_UP
 
 WIDEST_OPERAND = 16
 
@@ -119,17 +120,25 @@ def accumulator(terms: int, x_bits: int, y_bits: int) -> int:
 
 
 def run(
-    x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    scale_x: float,
+    scale_y: float,
+    scale_o: float,
+    o_bits: int = 0,
+    rounding: str = HALF_UP,
+    **_: Any,
 ) -> np.ndarray:
     """x (..., M, K), y (..., K, N) -> (..., M, N); equation (1). The result has the width of ``x`` unless ``o_bits`` is given."""
-    return requantize(exact_matmul(x, y), scale_x, scale_y, scale_o, o_bits or 8 * x.dtype.itemsize)
+    return requantize(exact_matmul(x, y), scale_x, scale_y, scale_o, o_bits or 8 * x.dtype.itemsize, rounding)
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, bits = output_bits(form)
     double = base == "f64"
     text = "".join(f"{n}f = Cast <to: int = {11 if double else 1}> ({n})\n" for n in ("X", "Y0"))
-    return "X, Y0", text + result_text("MatMul (Xf, Y0f)", double, bits, "scale_y")
+    return "X, Y0", text + result_text("MatMul (Xf, Y0f)", double, bits, "scale_y", rounding)
 
 
 CASES = (

@@ -22,6 +22,7 @@ from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._site import Site
+from linger.rounding import HALF_UP
 from linger.targets import known
 
 
@@ -40,7 +41,9 @@ class CatSite(Site):
                 peaks = torch.stack([observe.peak(x) for x, _ in entered])
                 self.follow("o", peaks.amax())
         scale = torch.minimum(self.scale("o", bits), torch.stack([s for _, s in entered]).amin())
-        out = torch.cat([x if same(s, scale) else fake_quant(x, scale, bits) for x, s in entered], dim)
+        out = torch.cat(
+            [x if same(s, scale) else fake_quant(x, scale, bits, rounding=self.rounding) for x, s in entered], dim
+        )
         return set_grid(out, Grid(scale, bits))
 
     def operand_name(self, position: int) -> str:
@@ -62,16 +65,17 @@ class CatSite(Site):
 
 
 def run(
-    *x: np.ndarray, scale_o: float, dim: int | None = None, axis: int | None = None, o_bits: int = 0, **scales: Any
-) -> np.ndarray:
+    *x: np.ndarray, scale_o: float, dim: int | None = None, axis: int | None = None, o_bits: int = 0,
+    rounding: str = HALF_UP, **scales: Any,
+) -> np.ndarray:  # fmt: skip
     """Equation (1); ``scale_x_<i>`` belongs to input i."""
     bits = o_bits or 8 * x[0].dtype.itemsize
     where = dim if dim is not None else axis
-    parts = [shift_round(v, exponent(scales[f"scale_x_{i}"]) - exponent(scale_o)) for i, v in enumerate(x)]
+    parts = [shift_round(v, exponent(scales[f"scale_x_{i}"]) - exponent(scale_o), rounding) for i, v in enumerate(x)]
     return np.concatenate([saturate(p, bits) for p in parts], axis=where or 0)
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, bits = output_bits(form)
     n = int(base[1:])
     double = bits > 16
@@ -81,7 +85,8 @@ def body(form: str, opset: int) -> tuple[str, str]:
         text += (
             constants(**{f"s{i}": f"@scale_x_{i}"}) + f"m{i}f = Div (so, s{i})\nm{i} = Cast <to: int = {to}> (m{i}f)\n"
         )
-        text += f"x{i}f = Cast <to: int = {to}> (X{i})\n" + requant_text(f"x{i}f", f"m{i}", f"q{i}", bits, double)
+        text += f"x{i}f = Cast <to: int = {to}> (X{i})\n"
+        text += requant_text(f"x{i}f", f"m{i}", f"q{i}", bits, double, rounding=rounding)
     text += f"Y = Concat <axis: int = @dim> ({', '.join(f'q{i}' for i in range(n))})\n"
     return ", ".join(f"X{i}" for i in range(n)), text
 

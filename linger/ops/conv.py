@@ -28,6 +28,7 @@ from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
+from linger.rounding import HALF_UP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,7 @@ def run(
     dilations: tuple[int, ...] | None = None,
     group: int = 1,
     o_bits: int = 8,
+    rounding: str = HALF_UP,
     **_: Any,
 ) -> np.ndarray:
     """x (N, C, *space), w (O, C/group, *kernel), b (O) int32 -> (N, O, *space) of ``o_bits`` bits; equations (1), (2)."""
@@ -198,7 +200,7 @@ def run(
     acc = np.concatenate([exact_matmul(columns[..., g, :], rows[g].T) for g in range(group)], axis=-1)
     if b is not None:
         acc = acc + b.astype(np.int64)
-    return requantize(np.moveaxis(acc, -1, 1), scale_x, scale_w, scale_o, o_bits)
+    return requantize(np.moveaxis(acc, -1, 1), scale_x, scale_w, scale_o, o_bits, rounding)
 
 
 ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, dilations: ints = @dilations, group: int = @group"
@@ -207,8 +209,8 @@ ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @ker
 def body(rank: int, op: str = "Conv", extra: str = "") -> Any:
     """Body factory for convolutions of ``rank`` spatial axes."""
 
-    def make(form: str, opset: int) -> tuple[str, str]:
-        inputs, text = sum_body(form, f"{op} <{ATTRS}{extra}> ({{x}}, {{w}}{{b}})")
+    def make(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
+        inputs, text = sum_body(form, f"{op} <{ATTRS}{extra}> ({{x}}, {{w}}{{b}})", rounding)
         shape = ", ".join(["1", "-1"] + ["1"] * rank)
         reshape = f"bs = Constant <value = int64[{rank + 2}] {{{shape}}}> ()\nBn = Reshape (Bd, bs)"
         return inputs, text.replace("Bn = BiasShape (Bd)", reshape)

@@ -23,6 +23,7 @@ from linger.ops._lowered import Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form
 from linger.ops.conv import body, composed, each, real
+from linger.rounding import HALF_UP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def run(
     dilations: tuple[int, ...] | None = None,
     group: int = 1,
     o_bits: int = 8,
+    rounding: str = HALF_UP,
     **_: Any,
 ) -> np.ndarray:
     """x (N, C, *space), w (C, O/group, *kernel), b (O) int32 -> (N, O, *space); equations (1), (2)."""
@@ -168,7 +170,7 @@ def run(
     acc = full[(slice(None), slice(None), *crop)]
     if b is not None:
         acc = acc + b.astype(np.int64).reshape(-1, *(1,) * rank)
-    return requantize(acc, scale_x, scale_w, scale_o, o_bits)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
 
 
 _EXTRA = ", output_padding: ints = @output_padding"

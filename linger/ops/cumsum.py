@@ -17,6 +17,7 @@ from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
+from linger.rounding import HALF_UP
 
 
 class CumsumSite(Site):
@@ -41,21 +42,24 @@ class CumsumSite(Site):
         return (Lowered(op_type=self.op_type, inputs=(0,), attrs=attrs, bits=out.bits, form=form),)
 
 
-def run(x: np.ndarray, *, axis: int, scale_x: float, scale_o: float, o_bits: int = 0, **_: Any) -> np.ndarray:
+def run(
+    x: np.ndarray, *, axis: int, scale_x: float, scale_o: float, o_bits: int = 0,
+    rounding: str = HALF_UP, **_: Any,
+) -> np.ndarray:  # fmt: skip
     """Equation (1)."""
     total = np.cumsum(x.astype(np.int64), axis=axis)
-    return saturate(shift_round(total, exponent(scale_x) - exponent(scale_o)), o_bits or 8 * x.dtype.itemsize)
+    return saturate(shift_round(total, exponent(scale_x) - exponent(scale_o), rounding), o_bits or 8 * x.dtype.itemsize)
 
 
 def _axis(form: str) -> str:
     return f"ax = Constant <value = int64 {{{output_bits(form)[0][1:]}}}> ()\n"
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     bits = output_bits(form)[1]
     text = _axis(form) + constants(sx="@scale_x", so="@scale_o") + "mf = Div (so, sx)\nm = Cast <to: int = 11> (mf)\n"
     text += "Xd = Cast <to: int = 11> (X)\nS = CumSum (Xd, ax)\n"
-    return "X", text + requant_text("S", "m", "Y", bits, double=True)
+    return "X", text + requant_text("S", "m", "Y", bits, double=True, rounding=rounding)
 
 
 def real(form: str, opset: int) -> str:

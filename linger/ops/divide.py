@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from linger import observe
-from linger.numerics import Grid, divide_half_up, divided_half_up, exponent, saturate, set_grid, straight_through
+from linger.numerics import Grid, exponent, saturate, set_grid, straight_through
 from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
+from linger.rounding import divide_half_up, divided_half_up
 
 LIMIT = 2**24 - 1  # what float32 holds of a 32-bit result
 FINEST = 20  # |m| at most: every term of (2) stays an exact float64
@@ -99,7 +100,7 @@ CASES = (
 )
 
 OPS = (
-    Op(name="iqDiv", run=run, body=body, real=real_text("Y = Div (X, Y0)"), integer=DivSite, site="iqdiv",
+    Op(name="iqDiv", run=run, body=body, real=real_text("Y = Div (X, Y0)"), integer=DivSite, site="iqdiv", half_up=True,
        calls=(torch.div, Tensor.div, Tensor.div_, torch.divide, Tensor.divide, Tensor.divide_, torch.true_divide,
               Tensor.true_divide, Tensor.true_divide_, Tensor.__rdiv__)),
 )  # fmt: skip

@@ -23,7 +23,9 @@ from linger.ops import _sum
 from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
-from linger.ops._site import Site, binary_nodes
+from linger.ops._saturate import fits, offset_nodes
+from linger.ops._site import Site, binary_nodes, constant_operand
+from linger.rounding import HALF_UP
 
 NUMBER = 8  # bits of a Python number
 
@@ -44,7 +46,9 @@ class _SumSite(Site):
         own = self.scale("o", bits)
         scale = torch.minimum(own, finest if bits < 32 else finest / 2)
         if blocked:
-            return set_grid(_sum.added((x, s_x), (y, s_y), self.sign, Grid(scale, bits), seen), Grid(scale, bits))
+            return set_grid(
+                _sum.added((x, s_x), (y, s_y), self.sign, Grid(scale, bits), seen, self.rounding), Grid(scale, bits)
+            )
         x, y = self.snapped(x, "o", scale, own, bits), self.snapped(y, "o", scale, own, bits)
         total = x + y if self.sign > 0 else x - y
         return set_grid(self.snapped(total, "o", scale, own, bits), Grid(scale, bits))
@@ -65,7 +69,17 @@ class _SumSite(Site):
         return None
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        if len(operands) == 1 and out.bits == 8 and fits(operands[0]):
+            return self.with_number(operands[0], out, call)
         return binary_nodes(self.op_type, operands, out, call, wide_numbers=True)
+
+    def with_number(self, x: Operand, out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
+        """x + c, x - c and c - x: the chip's own node takes no number."""
+        position = 0 if call.get(0) is not None else 1
+        q, scale = constant_operand(float(call[position]), 8)
+        number = int(saturate(shift_round(q, exponent(scale) - exponent(out.scale), self.rounding), 8))
+        signs = (1, self.sign) if position == 0 else (self.sign, 1)  # of the number, of the tensor
+        return offset_nodes(x, out, signs[1], signs[0] * number, self.rounding)
 
 
 class AddSite(_SumSite):
@@ -108,25 +122,26 @@ class MulSite(Site):
 
 def _run_sum(sign: int) -> Any:
     def run(
-        x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
-    ) -> np.ndarray:
+        x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0,
+        rounding: str = HALF_UP, **_: Any,
+    ) -> np.ndarray:  # fmt: skip
         """Equation (1); the width of the result is that of ``x`` unless ``o_bits`` is given."""
         bits = o_bits or 8 * x.dtype.itemsize
-        a = saturate(shift_round(x, exponent(scale_x) - exponent(scale_o)), bits).astype(np.int64)
-        b = saturate(shift_round(y, exponent(scale_y) - exponent(scale_o)), bits).astype(np.int64)
+        a = saturate(shift_round(x, exponent(scale_x) - exponent(scale_o), rounding), bits).astype(np.int64)
+        b = saturate(shift_round(y, exponent(scale_y) - exponent(scale_o), rounding), bits).astype(np.int64)
         return saturate(a + sign * b, bits)
 
     return run
 
 
 def run_mul(
-    x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
-) -> np.ndarray:
+    x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0,
+    rounding: str = HALF_UP, **_: Any,
+) -> np.ndarray:  # fmt: skip
     """Equation (2)."""
     product = x.astype(np.int64) * y.astype(np.int64)
-    return saturate(
-        shift_round(product, exponent(scale_x) + exponent(scale_y) - exponent(scale_o)), o_bits or 8 * x.dtype.itemsize
-    )
+    shift = exponent(scale_x) + exponent(scale_y) - exponent(scale_o)
+    return saturate(shift_round(product, shift, rounding), o_bits or 8 * x.dtype.itemsize)
 
 
 def _operands(names: str = "XY", double: bool = False) -> str:
@@ -134,7 +149,7 @@ def _operands(names: str = "XY", double: bool = False) -> str:
 
 
 def _body_sum(op: str) -> Any:
-    def body(form: str, opset: int) -> tuple[str, str]:
+    def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
         _, bits = output_bits(form)
         double = bits > 16
         cast = "Mxf = Div (so, sx)\nMyf = Div (so, sy)\n"
@@ -142,19 +157,19 @@ def _body_sum(op: str) -> Any:
         cast += f"Mx = Cast <to: int = {to}> (Mxf)\nMy = Cast <to: int = {to}> (Myf)\n"
         kind = "double" if double else "float"
         text = constants(sx="@scale_x", sy="@scale_y", so="@scale_o", one=f"{kind} {{1.0}}") + cast
-        text += _operands(double=double) + requant_text("Xf", "Mx", "A", bits, double, cast=False)
-        text += requant_text("Yf", "My", "B", bits, double, cast=False) + f"S = {op} (A, B)\n"
+        text += _operands(double=double) + requant_text("Xf", "Mx", "A", bits, double, cast=False, rounding=rounding)
+        text += requant_text("Yf", "My", "B", bits, double, cast=False, rounding=rounding) + f"S = {op} (A, B)\n"
         return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("S", "one", "Y", bits, double)
 
     return body
 
 
-def body_mul(form: str, opset: int) -> tuple[str, str]:
+def body_mul(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     _, bits = output_bits(form)
     double = bits > 8
     text = constants(sx="@scale_x", sy="@scale_y", so="@scale_o") + "sxy = Mul (sx, sy)\nMf = Div (so, sxy)\n"
     text += f"M = Cast <to: int = {11 if double else 1}> (Mf)\n" + _operands(double=double) + "P = Mul (Xf, Yf)\n"
-    return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("P", "M", "Y", bits, double)
+    return "X, Y0", text.replace("(Y)\n", "(Y0)\n") + requant_text("P", "M", "Y", bits, double, rounding=rounding)
 
 
 _PAIR = ((2, 3, 20), (2, 3, 20))

@@ -117,6 +117,6 @@ CASES = (
 )
 
 OPS = (
-    Op(name="GluInt", run=run, body=body, real=real, integer=GluSite, site="iqglu", calls=(F.glu,),
+    Op(name="GluInt", run=run, body=body, real=real, half_up=True, integer=GluSite, site="iqglu", calls=(F.glu,),
        names={F.glu: ("dim",)}, modules=(nn.GLU,)),
 )  # fmt: skip

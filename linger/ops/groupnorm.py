@@ -190,16 +190,16 @@ CASES = (
 )
 
 OPS = (
-    Op(name="GroupNormInt", run=run, body=body, real=real, integer=GroupNormInt, floats=(nn.GroupNorm,),
+    Op(name="GroupNormInt", run=run, body=body, real=real, half_up=True, integer=GroupNormInt, floats=(nn.GroupNorm,),
        normalized=NormalizeGroupNorm, bias_at=NORMAL),
-    Op(name="group_norm", run=run, body=body, real=real, integer=GroupNormSite, site="iqgroupnorm",
+    Op(name="group_norm", run=run, body=body, real=real, half_up=True, integer=GroupNormSite, site="iqgroupnorm",
        calls=(F.group_norm, torch.group_norm), names={F.group_norm: NAMES, torch.group_norm: NAMES}),
-    Op(name="InstanceNorm1dInt", run=run, body=body, real=real, integer=InstanceNorm1dInt, floats=(nn.InstanceNorm1d,),
+    Op(name="InstanceNorm1dInt", run=run, body=body, real=real, half_up=True, integer=InstanceNorm1dInt, floats=(nn.InstanceNorm1d,),
        normalized=NormalizeInstanceNorm1d),
-    Op(name="InstanceNorm2dInt", run=run, body=body, real=real, integer=InstanceNorm2dInt, floats=(nn.InstanceNorm2d,),
+    Op(name="InstanceNorm2dInt", run=run, body=body, real=real, half_up=True, integer=InstanceNorm2dInt, floats=(nn.InstanceNorm2d,),
        normalized=NormalizeInstanceNorm2d),
-    Op(name="InstanceNorm3dInt", run=run, body=body, real=real, integer=InstanceNorm3dInt, floats=(nn.InstanceNorm3d,),
+    Op(name="InstanceNorm3dInt", run=run, body=body, real=real, half_up=True, integer=InstanceNorm3dInt, floats=(nn.InstanceNorm3d,),
        normalized=NormalizeInstanceNorm3d),
-    Op(name="instance_norm", run=run, body=body, real=real, integer=InstanceNormSite, site="iqinstancenorm",
+    Op(name="instance_norm", run=run, body=body, real=real, half_up=True, integer=InstanceNormSite, site="iqinstancenorm",
        calls=tuple(INSTANCE), names=INSTANCE),
 )  # fmt: skip

@@ -37,8 +37,8 @@ class NormalizeGRUCell(NormalizedRecurrent, nn.GRUCell):
 
 
 OPS = (
-    Op(name="GRUInt", run=node("gru"), body=body, real=real, integer=GRUInt, floats=(nn.GRU,), normalized=NormalizeGRU,
+    Op(name="GRUInt", run=node("gru"), body=body, real=real, half_up=True, integer=GRUInt, floats=(nn.GRU,), normalized=NormalizeGRU,
        aliases=("QGRU", "GRUInt_Is8_Is64", "GRUInt_Is8_Is64_If32"), outputs="Y, H"),
-    Op(name="gru_cell", run=node("gru"), body=body, real=real, integer=GRUCellInt, floats=(nn.GRUCell,),
+    Op(name="gru_cell", run=node("gru"), body=body, real=real, half_up=True, integer=GRUCellInt, floats=(nn.GRUCell,),
        normalized=NormalizeGRUCell, outputs="Y, H"),
 )  # fmt: skip

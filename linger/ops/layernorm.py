@@ -85,8 +85,8 @@ CASES = (
 )  # fmt: skip
 
 OPS = (
-    Op(name="LayerNormInt", run=run, body=body, real=real, integer=LayerNormInt, floats=(nn.LayerNorm,),
+    Op(name="LayerNormInt", run=run, body=body, real=real, half_up=True, integer=LayerNormInt, floats=(nn.LayerNorm,),
        normalized=NormalizeLayerNorm, aliases=("QLayerNorm2d",), bias_at=NORMAL),
-    Op(name="layer_norm", run=run, body=body, real=real, integer=LayerNormSite, site="iqlayernorm",
+    Op(name="layer_norm", run=run, body=body, real=real, half_up=True, integer=LayerNormSite, site="iqlayernorm",
        calls=(F.layer_norm, torch.layer_norm), names={F.layer_norm: NAMES, torch.layer_norm: NAMES}),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from linger.ops._constant import constant_of
 from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, result_text
+from linger.rounding import HALF_UP
 
 
 class _Linear:
@@ -99,22 +100,23 @@ def run(
     scale_w: float,
     scale_o: float,
     o_bits: int = 8,
+    rounding: str = HALF_UP,
     **_: Any,
 ) -> np.ndarray:
     """x (..., K), w (N, K), b (N) int32 -> (..., N); equation (1)."""
     acc = exact_matmul(x, w.T)
     if b is not None:
         acc = acc + b.astype(np.int64)
-    return requantize(acc, scale_x, scale_w, scale_o, o_bits)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, bits = output_bits(form)
     double = base == "f64"
     to = 11 if double else 1
     text = "".join(f"{name}f = Cast <to: int = {to}> ({name})\n" for name in ("X", "W", "B"))
     text += "Wt = Transpose <perm: ints = [1, 0]> (Wf)\nP = MatMul (Xf, Wt)\n"
-    return "X, W, B", text + result_text("Add (P, Bf)", double, bits)
+    return "X, W, B", text + result_text("Add (P, Bf)", double, bits, rounding=rounding)
 
 
 def real(form: str, opset: int) -> str:

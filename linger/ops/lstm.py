@@ -45,8 +45,8 @@ class NormalizeLSTMCell(NormalizedRecurrent, nn.LSTMCell):
 
 
 OPS = (
-    Op(name="LSTMInt", run=node("lstm"), body=body, real=real, integer=LSTMInt, floats=(nn.LSTM,), normalized=NormalizeLSTM,
+    Op(name="LSTMInt", run=node("lstm"), body=body, real=real, half_up=True, integer=LSTMInt, floats=(nn.LSTM,), normalized=NormalizeLSTM,
        aliases=("QLSTM",), outputs="Y, H, C"),
-    Op(name="lstm_cell", run=node("lstm"), body=body, real=real, integer=LSTMCellInt, floats=(nn.LSTMCell,),
+    Op(name="lstm_cell", run=node("lstm"), body=body, real=real, half_up=True, integer=LSTMCellInt, floats=(nn.LSTMCell,),
        normalized=NormalizeLSTMCell, outputs="Y, H, C"),
 )  # fmt: skip

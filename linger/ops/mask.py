@@ -251,4 +251,6 @@ CASES = (
     ),
 )
 
-OPS = (Op(name="iqMask", run=run, body=body, real=real, integer=MaskSite, site="iqmask", calls=(masked,)),)
+OPS = (
+    Op(name="iqMask", run=run, body=body, real=real, half_up=True, integer=MaskSite, site="iqmask", calls=(masked,)),
+)

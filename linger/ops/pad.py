@@ -58,7 +58,9 @@ class PadSite(Site):
             self.require_range("o")
         scale = torch.minimum(self.scale("o", bits), s_x)
         inner = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
-        out = torch.where(inner, F.pad(fake_quant(x, scale, bits), pad), filled(value, scale, bits))
+        out = torch.where(
+            inner, F.pad(fake_quant(x, scale, bits, rounding=self.rounding), pad), filled(value, scale, bits)
+        )
         return set_grid(out, Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:

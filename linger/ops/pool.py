@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import Grid, divide_half_up, divided_half_up, nearest_integer, saturate, set_grid, straight_through
+from linger.numerics import Grid, nearest_integer, saturate, set_grid, straight_through
 from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
+from linger.rounding import HALF_UP, ROUNDINGS, divide_half_up, divided_half_up
 
 
 def ties_away(k: int) -> bool:
@@ -61,7 +62,7 @@ class _AvgPoolInt(IntModule):
         kernel, stride, padding = self.window(x)
         x, scale = self.enter(x)
         bits = self.data_bits
-        mean = average(x, scale, bits, kernel, stride, padding)
+        mean = average(x, scale, bits, kernel, stride, padding, self.rounding)
         return set_grid(mean, Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
@@ -96,20 +97,25 @@ def pool_node(x: Operand, kernel: tuple[int, ...], stride: tuple[int, ...], padd
     return Lowered(op_type=f"AvgPool{len(kernel)}dInt", inputs=(0,), attrs=attrs, bits=x.bits, form=form)
 
 
-def divided(total: Tensor, k: int) -> Tensor:
+def chips_own(k: int, rounding: str) -> bool:
+    """Whether a division by ``k`` is that of equation (3)."""
+    return rounding == HALF_UP and k & (k - 1) != 0
+
+
+def divided(total: Tensor, k: int, rounding: str) -> Tensor:
     """Equations (2), (3) on window sums in LSB (float64 holding integers)."""
-    if k & (k - 1) == 0:
-        return divided_half_up(total, k)
+    if not chips_own(k, rounding):
+        return ROUNDINGS[rounding].quotient(total, k)
     return divided_half_up(total.abs() - (0 if ties_away(k) else 0.5), k) * total.sign()
 
 
-def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any) -> Tensor:
+def average(x: Tensor, scale: Tensor, bits: int, kernel: Any, stride: Any, padding: Any, rounding: str) -> Tensor:
     """Equation (1) on a tensor whose grid is ``scale``; the gradient is that of the float average."""
     pool: Any = F.avg_pool2d if len(kernel) == 2 else F.avg_pool1d
     area = math.prod(kernel)
     mean = pool(x.double() if bits > 8 or area > 2**12 else x, kernel, stride, padding)
     total = nearest_integer(mean.detach().double() * (scale.double() * area))
-    return straight_through(mean, divided(total, area), scale, bits).float()
+    return straight_through(mean, divided(total, area, rounding), scale, bits).float()
 
 
 class AvgPool2dInt(_AvgPoolInt, nn.AvgPool2d):
@@ -166,7 +172,7 @@ class PoolSite(Site):
     def forward(self, x: Tensor, **call: Any) -> Tensor:
         bits = self.width(x)
         x, scale = self.operand(x, "x", bits)
-        return set_grid(average(x, scale, bits, *self.window(x, call)), Grid(scale, bits))
+        return set_grid(average(x, scale, bits, *self.window(x, call), self.rounding), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         return (pool_node(operands[0], *self.window(operands[0], call)),)
@@ -194,6 +200,7 @@ def run(
     kernel_shape: tuple[int, ...],
     strides: tuple[int, ...],
     pads: tuple[int, ...],
+    rounding: str = HALF_UP,
     **_: Any,
 ) -> np.ndarray:
     """x (N, C, *space) -> the same width; equations (1) to (3)."""
@@ -202,14 +209,17 @@ def run(
     windows = sliding_window_view(padded, kernel_shape, axis=tuple(range(2, 2 + rank)))
     windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
     total = windows.sum(axis=tuple(range(-rank, 0)))
-    k = int(np.prod(kernel_shape))
-    if k & (k - 1) == 0:
-        return saturate(divide_half_up(total, k), 8 * x.dtype.itemsize)
-    nearest = (2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)
-    return saturate(np.sign(total) * nearest, 8 * x.dtype.itemsize)
+    return saturate(divide(total, int(np.prod(kernel_shape)), rounding), 8 * x.dtype.itemsize)
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def divide(total: np.ndarray, k: int, rounding: str) -> np.ndarray:
+    """Equations (2), (3) on int64."""
+    if not chips_own(k, rounding):
+        return ROUNDINGS[rounding].divided(total, k)  # type: ignore[no-any-return]
+    return np.sign(total) * ((2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k))
+
+
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, _, bits = form.partition("_o")
     area = int(base.partition("k")[2])
     pieces = int(bits or 8) // 8  # each window sum of 8-bit pieces is exact in float32
@@ -226,17 +236,18 @@ def body(form: str, opset: int) -> tuple[str, str]:
         text += f"t{i} = Add (t{i - 1}, e{i})\n" if i else f"t{i} = Identity (e{i})\n"
     text += f"so = Shape (t{pieces - 1})\nsos = Slice (so, a2, big)\nnc = Slice (sh, z, a2)\n"
     text += f"back = Concat <axis: int = 0> (nc, sos)\nS = Reshape (t{pieces - 1}, back)\n"
-    return "X", text + division_text("S", area, int(bits or 8))
+    return "X", text + division_text("S", area, int(bits or 8), rounding)
 
 
-def division_text(source: str, k: int, bits: int) -> str:
+def division_text(source: str, k: int, bits: int, rounding: str) -> str:
     """Statements for ``Y`` = D(source, k) on a double ``source`` of integers."""
-    power = k & (k - 1) == 0
-    add = k if power or ties_away(k) else k - 1
-    text = constants(two="double {2.0}", k2=f"double {{{2 * k}}}", add=f"double {{{add}}}")
-    if power:
-        text += f"t = Mul ({source}, two)\nu = Add (t, add)\nv = Div (u, k2)\nq = Floor (v)\n"
+    if not chips_own(k, rounding):
+        text = (
+            constants(k=f"double {{{k}}}") + f"v = Div ({source}, k)\n" + ROUNDINGS[rounding].text("v", "q", "double")
+        )
     else:
+        add = k if ties_away(k) else k - 1
+        text = constants(two="double {2.0}", k2=f"double {{{2 * k}}}", add=f"double {{{add}}}")
         text += f"a = Abs ({source})\nt = Mul (a, two)\nu = Add (t, add)\nv = Div (u, k2)\nf = Floor (v)\n"
         text += f"s = Sign ({source})\nq = Mul (f, s)\n"
     return text + f"Y = Cast <to: int = {ONNX_INT[bits]}> (q)\n"

@@ -33,6 +33,7 @@ from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._site import Site
 from linger.ops._weighted import result_text, room_for_sum
+from linger.rounding import HALF_UP
 
 FINEST = 2.0**15  # s_w at most: finer slopes change no 16-bit result
 
@@ -131,13 +132,14 @@ class NormalizePReLU(Normalized, nn.PReLU):
 
 
 def run(
-    x: np.ndarray, w: np.ndarray, *, scale_x: float, scale_w: float, scale_o: float, o_bits: int = 8, **_: Any
-) -> np.ndarray:
+    x: np.ndarray, w: np.ndarray, *, scale_x: float, scale_w: float, scale_o: float, o_bits: int = 8,
+    rounding: str = HALF_UP, **_: Any,
+) -> np.ndarray:  # fmt: skip
     """x (N, C, *) or any shape, w (C) or (1); equations (1), (2)."""
     slope = w.astype(np.int64).reshape((1, -1) + (1,) * (x.ndim - 2)) if len(w) > 1 else w.astype(np.int64)
     q, n = x.astype(np.int64), exponent(scale_w)
     acc = np.where(q < 0, q * slope, q << n)
-    return saturate(shift_round(acc, exponent(scale_x) + n - exponent(scale_o)), o_bits)
+    return saturate(shift_round(acc, exponent(scale_x) + n - exponent(scale_o), rounding), o_bits)
 
 
 def _slopes(form: str, source: str) -> str:
@@ -147,11 +149,11 @@ def _slopes(form: str, source: str) -> str:
     return f"s = Constant <value = int64[{rank}] {{{shape}}}> ()\nWr = Reshape ({source}, s)\n"
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     text = "Xd = Cast <to: int = 11> (X)\nWd = Cast <to: int = 11> (W)\n" + _slopes(form, "Wd")
     text += "z = Constant <value = double {0.0}> ()\nu = Constant <value_float: float = @scale_w> ()\n"
     text += "ud = Cast <to: int = 11> (u)\nN = Min (Xd, z)\nP = Max (Xd, z)\nNw = Mul (N, Wr)\nPw = Mul (P, ud)\n"
-    return "X, W", text + result_text("Add (Nw, Pw)", True, output_bits(form)[1])
+    return "X, W", text + result_text("Add (Nw, Pw)", True, output_bits(form)[1], rounding=rounding)
 
 
 def real(form: str, opset: int) -> str:

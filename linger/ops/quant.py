@@ -18,11 +18,12 @@ from linger.ops._base import Op, constants, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
+from linger.rounding import HALF_UP
 
 
-def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, **_: Any) -> np.ndarray:
+def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, rounding: str = HALF_UP, **_: Any) -> np.ndarray:
     """float32 of any shape -> integers; equation (1), up to 16 bits with the float32 rounding of the sum (``engine`` 3)."""
-    return quantize_array(x, scale_x, data_bits)
+    return quantize_array(x, scale_x, data_bits, rounding)
 
 
 def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:
@@ -30,27 +31,29 @@ def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:
     return (x.astype(np.float64) / scale_o).astype(np.float32)
 
 
-def run_requant(x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int = 8, **_: Any) -> np.ndarray:
+def run_requant(
+    x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int = 8, rounding: str = HALF_UP, **_: Any
+) -> np.ndarray:
     """Equation (3)."""
-    return saturate(shift_round(x, exponent(scale_x) - exponent(scale_o)), o_bits)
+    return saturate(shift_round(x, exponent(scale_x) - exponent(scale_o), rounding), o_bits)
 
 
-def body_quant(form: str, opset: int) -> tuple[str, str]:
+def body_quant(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     bits = int(form or 8)
     if bits <= 16:
-        return "X", constants(s="@scale_x") + requant_text("X", "s", "Y", bits)
+        return "X", constants(s="@scale_x") + requant_text("X", "s", "Y", bits, rounding=rounding)
     text = constants(s="@scale_x") + "sd = Cast <to: int = 11> (s)\nXd = Cast <to: int = 11> (X)\n"
-    return "X", text + requant_text("Xd", "sd", "Y", bits, double=True, limit=WIDEST)
+    return "X", text + requant_text("Xd", "sd", "Y", bits, double=True, limit=WIDEST, rounding=rounding)
 
 
 def body_dequant(form: str, opset: int) -> tuple[str, str]:
     return "X", constants(s="@scale_o") + "F = Cast <to: int = 1> (X)\nY = Div (F, s)\n"
 
 
-def body_requant(form: str, opset: int) -> tuple[str, str]:
+def body_requant(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     text = constants(sx="@scale_x", so="@scale_o") + "Mf = Div (so, sx)\nM = Cast <to: int = 11> (Mf)\n"
     text += "F = Cast <to: int = 11> (X)\n"
-    return "X", text + requant_text("F", "M", "Y", int(form or 8), double=True)
+    return "X", text + requant_text("F", "M", "Y", int(form or 8), double=True, rounding=rounding)
 
 
 class ScaledRoundLayer(Site):

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import Grid, divide_half_up, exponent, saturate, set_grid, shift_round, straight_through
+from linger.numerics import Grid, exponent, saturate, set_grid, shift_round, straight_through
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
-from linger.ops.pool import divided, division_text, pool_node, ties_away
+from linger.ops.pool import divide, divided, division_text, pool_node
+from linger.rounding import HALF_UP
 
 
 def _dims(rank: int, dim: Any) -> tuple[int, ...]:
@@ -81,7 +82,9 @@ class MeanSite(_ReduceSite):
         mean = x.mean(dims, keepdim)
         total = x.detach().double().sum(dims, keepdim) * scale.double()
         area = math.prod([x.shape[d] for d in dims])
-        return set_grid(straight_through(mean, divided(total, area), scale.double(), bits), Grid(scale, bits))
+        return set_grid(
+            straight_through(mean, divided(total, area, self.rounding), scale.double(), bits), Grid(scale, bits)
+        )
 
     def nodes(self, x: Operand, out: Operand, dims: tuple[int, ...], keepdim: bool) -> tuple[Lowered, ...]:
         if len(x.shape) == 4 and dims == (2, 3):
@@ -94,21 +97,21 @@ class MeanSite(_ReduceSite):
 
 
 def run_sum(
-    x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, scale_x: float, scale_o: float, o_bits: int = 0, **_: Any
-) -> np.ndarray:
+    x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, scale_x: float, scale_o: float, o_bits: int = 0,
+    rounding: str = HALF_UP, **_: Any,
+) -> np.ndarray:  # fmt: skip
     """Equation (1)."""
     total = x.astype(np.int64).sum(axis=tuple(dims), keepdims=bool(keepdim))
-    return saturate(shift_round(total, exponent(scale_x) - exponent(scale_o)), o_bits or 8 * x.dtype.itemsize)
+    return saturate(shift_round(total, exponent(scale_x) - exponent(scale_o), rounding), o_bits or 8 * x.dtype.itemsize)
 
 
-def run_mean(x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, o_bits: int = 0, **_: Any) -> np.ndarray:
+def run_mean(
+    x: np.ndarray, *, dims: tuple[int, ...], keepdim: int = 0, o_bits: int = 0, rounding: str = HALF_UP, **_: Any
+) -> np.ndarray:
     """Equation (2)."""
     total = x.astype(np.int64).sum(axis=tuple(dims), keepdims=bool(keepdim))
     k = math.prod([x.shape[d] for d in dims])
-    bits = o_bits or 8 * x.dtype.itemsize
-    if k & (k - 1) == 0:
-        return saturate(divide_half_up(total, k), bits)
-    return saturate(np.sign(total) * ((2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k)), bits)
+    return saturate(divide(total, k, rounding), o_bits or 8 * x.dtype.itemsize)
 
 
 def _reduced(source: str, result: str, opset: int, op: str = "ReduceSum", since: int = 13) -> str:
@@ -118,18 +121,18 @@ def _reduced(source: str, result: str, opset: int, op: str = "ReduceSum", since:
     return f"ax = Constant <value_ints: ints = @dims> ()\n{result} = {op} <keepdims: int = @keepdim> ({source}, ax)\n"
 
 
-def body_sum(form: str, opset: int) -> tuple[str, str]:
+def body_sum(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     _, bits = output_bits(form)
     text = constants(sx="@scale_x", so="@scale_o") + "mf = Div (so, sx)\nm = Cast <to: int = 11> (mf)\n"
     text += "Xd = Cast <to: int = 11> (X)\n" + _reduced("Xd", "S", opset)
-    return "X", text + requant_text("S", "m", "Y", bits, double=True)
+    return "X", text + requant_text("S", "m", "Y", bits, double=True, rounding=rounding)
 
 
-def body_mean(form: str, opset: int) -> tuple[str, str]:
+def body_mean(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     base, bits = output_bits(form)
     k = int(base[1:])
     text = "Xd = Cast <to: int = 11> (X)\n" + _reduced("Xd", "S", opset)
-    return "X", text + division_text("S", k, bits)
+    return "X", text + division_text("S", k, bits, rounding)
 
 
 NAMES = ("dim", "keepdim")

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linger.numerics import Grid, divide_half_up, int_dtype, set_grid, straight_through
+from linger.numerics import Grid, int_dtype, rounded, set_grid, straight_through
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
+from linger.rounding import HALF_UP, ROUNDINGS
 
 NEAREST = ("nearest", "nearest-exact")
 LINEAR = {"linear": 3, "bilinear": 4}  # and the rank they need
@@ -74,7 +74,7 @@ class ResizeSite(Site):
             return set_grid(x, Grid(scale, bits))
         wanted = [n * f for n, f in zip(x.shape[2:], by, strict=True)]
         mean = F.interpolate(x.double(), size=wanted, mode=mode)  # exact: the weights are multiples of 1 / d
-        q = torch.floor(mean.detach() * scale.double() + 0.5)
+        q = rounded(mean.detach(), scale.double(), 1 / scale.double(), self.rounding)
         return set_grid(straight_through(mean, q, scale.double(), bits).float(), Grid(scale, bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
@@ -99,7 +99,9 @@ def _weights(n: int, f: int) -> np.ndarray:
     return m
 
 
-def run(x: np.ndarray, *, mode: str, factors: tuple[int, ...], o_bits: int = 8, **_: Any) -> np.ndarray:
+def run(
+    x: np.ndarray, *, mode: str, factors: tuple[int, ...], o_bits: int = 8, rounding: str = HALF_UP, **_: Any
+) -> np.ndarray:
     """x (N, C, *space); equation (1), or (2) and (3)."""
     y = x.astype(np.int64)
     for axis, f in enumerate(factors, 2):
@@ -108,7 +110,7 @@ def run(x: np.ndarray, *, mode: str, factors: tuple[int, ...], o_bits: int = 8, 
         else:
             y = np.moveaxis(np.moveaxis(y, axis, -1) @ _weights(x.shape[axis], f).T, -1, axis)
     if mode == "linear":
-        y = divide_half_up(y, int(np.prod([2 * f for f in factors])))
+        y = ROUNDINGS[rounding].divided(y, int(np.prod([2 * f for f in factors])))
     return y.astype(int_dtype(o_bits))
 
 
@@ -168,14 +170,14 @@ def _divisor(form: str) -> int:
     return int(np.prod([2 * int(f) for f in output_bits(form)[0].split("_")[1].split("x")]))
 
 
-def body(form: str, opset: int) -> tuple[str, str]:
+def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
     bits = output_bits(form)[1]
     if form.startswith("nearest"):
         text, result = _resized(form, opset, "X")
         return "X", text + f"Y = Identity ({result})\n"
     text, result = _resized(form, opset, "Xd")
     text = "Xd = Cast <to: int = 11> (X)\n" + text + constants(m=f"double {{{1 / _divisor(form)!r}}}")
-    return "X", text + requant_text(result, "m", "Y", bits, double=True)
+    return "X", text + requant_text(result, "m", "Y", bits, double=True, rounding=rounding)
 
 
 def real(form: str, opset: int) -> str:

@@ -73,8 +73,8 @@ CASES = (
 )
 
 OPS = (
-    Op(name="RMSNormInt", run=run, body=body, real=real, integer=RMSNormInt, floats=(nn.RMSNorm,),
+    Op(name="RMSNormInt", run=run, body=body, real=real, half_up=True, integer=RMSNormInt, floats=(nn.RMSNorm,),
        normalized=NormalizeRMSNorm, bias_at=NORMAL),
-    Op(name="rms_norm", run=run, body=body, real=real, integer=RMSNormSite, site="iqrmsnorm",
+    Op(name="rms_norm", run=run, body=body, real=real, half_up=True, integer=RMSNormSite, site="iqrmsnorm",
        calls=(F.rms_norm, torch.rms_norm), names={F.rms_norm: NAMES, torch.rms_norm: NAMES}),
 )  # fmt: skip

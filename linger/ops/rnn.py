@@ -34,8 +34,8 @@ class NormalizeRNNCell(NormalizedRecurrent, nn.RNNCell):
 
 
 OPS = (
-    Op(name="RNNInt", run=node("rnn"), body=body, real=real, integer=RNNInt, floats=(nn.RNN,), normalized=NormalizeRNN,
+    Op(name="RNNInt", run=node("rnn"), body=body, real=real, half_up=True, integer=RNNInt, floats=(nn.RNN,), normalized=NormalizeRNN,
        outputs="Y, H"),
-    Op(name="rnn_cell", run=node("rnn"), body=body, real=real, integer=RNNCellInt, floats=(nn.RNNCell,),
+    Op(name="rnn_cell", run=node("rnn"), body=body, real=real, half_up=True, integer=RNNCellInt, floats=(nn.RNNCell,),
        normalized=NormalizeRNNCell, outputs="Y, H"),
 )  # fmt: skip

@@ -260,12 +260,12 @@ CASES = (
 )
 
 OPS = (
-    Op(name="SoftmaxInt", run=run_softmax, body=body_softmax, real=real_softmax, integer=SoftmaxSite, site="SoftmaxInt",
+    Op(name="SoftmaxInt", run=run_softmax, body=body_softmax, real=real_softmax, half_up=True, integer=SoftmaxSite, site="SoftmaxInt",
        calls=(torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax), aliases=("QSoftmax",), modules=(nn.Softmax, nn.Softmax2d),
        names={F.softmax: FUNCTION} | dict.fromkeys((torch.softmax, Tensor.softmax, torch.special.softmax), METHOD)),
-    Op(name="softmin", run=run_softmax, body=body_softmax, real=real_softmax, integer=SoftminSite, site="softmin",
+    Op(name="softmin", run=run_softmax, body=body_softmax, real=real_softmax, half_up=True, integer=SoftminSite, site="softmin",
        calls=(F.softmin,), modules=(nn.Softmin,), names={F.softmin: FUNCTION}),
-    Op(name="LogSoftmaxInt", run=run_log, body=body_log, real=real_log, integer=LogSoftmaxSite, site="LogSoftmaxInt",
+    Op(name="LogSoftmaxInt", run=run_log, body=body_log, real=real_log, half_up=True, integer=LogSoftmaxSite, site="LogSoftmaxInt",
        calls=(torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax), modules=(nn.LogSoftmax,),
        names={F.log_softmax: FUNCTION} | dict.fromkeys((torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax), METHOD)),
 )  # fmt: skip

@@ -333,8 +333,8 @@ CASES = (
 )  # fmt: skip
 
 OPS = (
-    Op(name="iqVar", run=run_var, body=_body(_var_text), real=_real(False), integer=VarSite, site="iqvar",
+    Op(name="iqVar", run=run_var, body=_body(_var_text), real=_real(False), half_up=True, integer=VarSite, site="iqvar",
        calls=(torch.var, Tensor.var), names={torch.var: NAMES, Tensor.var: NAMES}),
-    Op(name="iqStd", run=run_std, body=_body(_std_text), real=_real(True), integer=StdSite, site="iqstd",
+    Op(name="iqStd", run=run_std, body=_body(_std_text), real=_real(True), half_up=True, integer=StdSite, site="iqstd",
        calls=(torch.std, Tensor.std), names={torch.std: NAMES, Tensor.std: NAMES}),
 )  # fmt: skip

@@ -35,6 +35,7 @@ from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
+from linger.rounding import HALF_UP
 
 FAR = 1e4  # from here on a fill means "never"
 REACH = 8.0  # e^-8 is below half a step of an 8-bit probability
@@ -82,7 +83,7 @@ class PickSite(Site):
         else:
             self.require_range(name)
         scale = self.scale(name, bits)
-        return fake_quant(x.float(), scale, min(bits, WIDEST)), scale
+        return fake_quant(x.float(), scale, min(bits, WIDEST), rounding=self.rounding), scale
 
     def common(self, *given: Any) -> tuple[list[Tensor], Grid]:
         """The operands on the grid of the result, and that grid."""
@@ -99,7 +100,7 @@ class PickSite(Site):
         else:
             self.require_range("o")
         scale = torch.stack([self.scale("o", bits), *(s for _, s in entered.values())]).amin()
-        brought = {i: fake_quant(x, scale, bits) for i, (x, _) in entered.items()}
+        brought = {i: fake_quant(x, scale, bits, rounding=self.rounding) for i, (x, _) in entered.items()}
         brought |= {i: filled(v, scale, bits) for i, v in numbers.items()}
         return [brought[i] for i in range(len(given))], Grid(scale, bits)
 
@@ -193,24 +194,27 @@ class FillSite(WhereSite):
     raw = frozenset({1})
 
 
-def _brought(x: np.ndarray, scale: float, scale_o: float, bits: int) -> np.ndarray:
-    return saturate(shift_round(x, exponent(scale) - exponent(scale_o)), bits)
+def _brought(x: np.ndarray, scale: float, scale_o: float, bits: int, rounding: str) -> np.ndarray:
+    return saturate(shift_round(x, exponent(scale) - exponent(scale_o), rounding), bits)
 
 
 def run_where(
     x: np.ndarray, y: np.ndarray, cond: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 8,
-    **_: Any,
+    rounding: str = HALF_UP, **_: Any,
 ) -> np.ndarray:  # fmt: skip
     """Equation (1); the three are broadcast."""
-    return np.where(cond, _brought(x, scale_x, scale_o, o_bits), _brought(y, scale_y, scale_o, o_bits))
+    a, b = _brought(x, scale_x, scale_o, o_bits, rounding), _brought(y, scale_y, scale_o, o_bits, rounding)
+    return np.where(cond, a, b)
 
 
 def _run_pick(pick: Any) -> Any:
     def run(
-        x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 8, **_: Any
-    ) -> np.ndarray:
+        x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 8,
+        rounding: str = HALF_UP, **_: Any,
+    ) -> np.ndarray:  # fmt: skip
         """Equation (2)."""
-        return pick(_brought(x, scale_x, scale_o, o_bits), _brought(y, scale_y, scale_o, o_bits))  # type: ignore[no-any-return]
+        a, b = _brought(x, scale_x, scale_o, o_bits, rounding), _brought(y, scale_y, scale_o, o_bits, rounding)
+        return pick(a, b)  # type: ignore[no-any-return]
 
     return run
 
@@ -218,13 +222,13 @@ def _run_pick(pick: Any) -> Any:
 def _body(statement: str, inputs: str = "X, Y0") -> Any:
     """Both operands on the output grid as doubles ``A`` and ``B``, and a statement that picks ``S``."""
 
-    def body(form: str, opset: int) -> tuple[str, str]:
+    def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
         _, bits = output_bits(form)
         text = constants(sx="@scale_x", sy="@scale_y", so="@scale_o", one="double {1.0}")
         for source, scale, result in (("X", "sx", "A"), ("Y0", "sy", "B")):
             text += f"{result}f = Div (so, {scale})\n{result}m = Cast <to: int = 11> ({result}f)\n"
             text += f"{result}x = Cast <to: int = 11> ({source})\n"
-            text += requant_text(f"{result}x", f"{result}m", result, bits, double=True, cast=False)
+            text += requant_text(f"{result}x", f"{result}m", result, bits, double=True, cast=False, rounding=rounding)
         return inputs, text + f"S = {statement}\n" + requant_text("S", "one", "Y", bits, double=True)
 
     return body

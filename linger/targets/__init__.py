@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from linger.errors import LingerError
+from linger.rounding import HALF_UP
 from linger.targets._base import Target
 from linger.targets._differ import difference
 from linger.targets._limits import Latency, Limit, Memory
@@ -30,6 +31,7 @@ __all__ = [
     "Softmax",
     "Target",
     "difference",
+    "half_up",
     "known",
     "target",
 ]
@@ -58,6 +60,11 @@ def _read(path: str) -> Target:
         raise LingerError(f"{path}:1: found the name {made.name!r}, allowed are names of no other chip; rename it")
     _KNOWN[made.name] = made
     return made
+
+
+def half_up(chip: Target) -> Target:
+    """A chip of the same tables that rounds half up, on which every op can be looked at."""
+    return chip if chip.rounding == HALF_UP else known(chip.like)
 
 
 def target(name: str | os.PathLike[str] | None) -> Target:

@@ -9,6 +9,8 @@ LOOKS_UP = {"GluInt": ("iqSigmoid",), "LSTMInt": ("iqSigmoid", "iqTanh"), "GRUIn
 
 def difference(op: str, a: Target, b: Target) -> str:
     """Why an op computes other integers on ``b`` than on ``a``; "" where it does not."""
+    if a.rounding != b.rounding:
+        return f"another rounding, {b.rounding} for {a.rounding}"
     found = [f for f in LOOKS_UP.get(op, (op,)) if a.functions.get(f) != b.functions.get(f)]
     if found:
         return f"another table of {', '.join(f.removeprefix('iq').lower() for f in found)}"

@@ -22,6 +22,7 @@ SECOND = (
     Limit(op="iqSigmoid", of="input_bits", among=(8,)),
     Limit(op="iqSigmoid", of="scale_o", among=(7,), kind="wrong"),
     Limit(op="AvgPool2dInt", of="whole_input", high=0, kind="warning"),
-    Limit(op="LSTMInt", of="batch_first", high=0, kind="wrong"),
+    Limit(op="LSTMInt", of="sequences_in_rows", high=1),
+    Limit(op="LSTMInt", of="time_first", high=0, kind="wrong"),
     Limit(op="GluInt", of="left_bytes", high=32 * KB, align=(8, 2)),
 )

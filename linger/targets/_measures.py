@@ -156,7 +156,8 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "swapped_rows": lambda f, _: (int(f.ints("perm", 0) in ((0, 2, 1, 3), (0, 3, 2, 1))),),
     "pads_with_values": lambda f, _: (int(f.attrs.get("mode", "constant") != "constant"),),
     "sequences": lambda f, _: (f.x[0 if f.attrs.get("batch_first") else 1],),
-    "batch_first": lambda f, _: (int(f.attrs.get("batch_first", 0)),),
+    "sequences_in_rows": lambda f, _: (f.x[1 if f.attrs.get("batch_first") else 0],),  # ``Target.time_swapped``
+    "time_first": lambda f, _: (int(f.attrs.get("batch_first", 0)),),  # the same
     "backwards": lambda f, _: (int(not f.attrs.get("go_forward", 1)),),
     "layers": lambda f, _: (int(f.attrs.get("num_layers", 1)),),
     "divisor": lambda f, _: (int(not (len(f.constant) > 1 and f.constant[1] and f.w == ())),),

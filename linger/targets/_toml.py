@@ -1,7 +1,7 @@
 """A chip's table from a TOML file: what it says, and what it takes from a table that there is (``like``).
 
-The arithmetic (rounding, the tables of sigmoid, softmax and the like) is that of the other chip, which the nodes of a file
-name as their platform, so that a file means the same everywhere. Sizes, widths, ops and limits are the file's own. Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
+The tables of sigmoid, softmax and the like are those of the other chip, which the nodes of a file name as their platform, and the
+rounding is an attribute of every node, so that a file means the same where this one is missing. Sizes, widths, ops and limits are the file's own. Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from linger.errors import LingerError
+from linger.rounding import ROUNDINGS
 from linger.targets._base import Target
 from linger.targets._engine import STATUS
 from linger.targets._limits import KINDS, STATUSES, Latency, Limit, Memory
@@ -26,7 +27,7 @@ else:  # the same parser under its older name
     import tomli as tomllib
 
 WIDTHS = {"data_bits": (8, 16, 32), "parameter_bits": (4, 8, 16)}
-KEYS = ("name", "like", "data_bits", "parameter_bits", "memory", "latency", "ops", "limits")
+KEYS = ("name", "like", "rounding", "data_bits", "parameter_bits", "memory", "latency", "ops", "limits")
 LIMIT_KEYS = tuple(f.name for f in fields(Limit) if f.name != "op")
 
 
@@ -96,13 +97,20 @@ def _target(r: _Reader, given: Mapping[str, Any], find: Callable[[str], Target])
     except LingerError as error:
         raise LingerError(f"{r.path}:{r.line('like')}: {error}") from None
     return replace(
-        base, name=given["name"],
+        base, name=given["name"], rounding=_rounding(r, given, base), like=base.like or base.name,
         data_bits=_widths(r, given, "data_bits", base.data_bits),
         parameter_bits=_widths(r, given, "parameter_bits", base.parameter_bits),
         memory=_numbers(r, given, "memory", Memory, base.memory, whole=True),
         latency=_numbers(r, given, "latency", Latency, base.latency, whole=False),
         ops=_ops(r, given, base), limits=_limits(r, given, base),
     )  # fmt: skip
+
+
+def _rounding(r: _Reader, given: Mapping[str, Any], base: Target) -> str:
+    found = given.get("rounding", base.rounding)
+    if found not in ROUNDINGS:
+        raise r.error(("rounding",), f"rounding = {found!r}", f"are {', '.join(ROUNDINGS)}", "choose one of them")
+    return str(found)
 
 
 def _widths(r: _Reader, given: Mapping[str, Any], key: str, default: tuple[int, ...]) -> tuple[int, ...]:

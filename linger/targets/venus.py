@@ -23,6 +23,7 @@ LIMITS = (
     Limit(op="Conv2dInt", of="output_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="weight_bytes", high=640 * KB, kind="split"),
     Limit(op="LinearInt", of="output_bits", among=(8, 16, 32)),
+    *(Limit(op=op, of="sequences", high=1) for op in ("LSTMInt", "GRUInt")),
     Limit(op="BmmInt", of="right_bytes", high=32 * KB, align=(8, 4)),
     Limit(op="BmmInt", of="input_bits", among=(8,)),
     Limit(op="BmmInt", of="output_bits", among=(8,)),
