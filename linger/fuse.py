@@ -54,12 +54,23 @@ def shared_parameters(root: nn.Module) -> set[int]:
     return {key for key, n in owners.items() if n > 1}
 
 
-def replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` hangs below ``root``."""
-    for module in list(root.modules()):
-        for name, child in module._modules.items():
-            if child is old:
-                module._modules[name] = new
+Places = dict[nn.Module, list[tuple[nn.Module, str]]]
+
+
+def places_of(root: nn.Module) -> Places:
+    """Where each module hangs below ``root``: its owners, and its name in each."""
+    places: Places = {}
+    for owner in root.modules():
+        for name, child in owner._modules.items():
+            if child is not None:
+                places.setdefault(child, []).append((owner, name))
+    return places
+
+
+def replace(places: Places, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` hung when ``places`` was made."""
+    for owner, name in places[old]:
+        owner._modules[name] = new
 
 
 def pairs(root: nn.Module, names: dict[str, nn.Module], graph: Graph) -> list[tuple[str, str]]:
@@ -151,9 +162,9 @@ def trace_layers(
     }
     _mark(below, graph, fused, flags)
     plan = checkpoint.plan_of(root_model)
-    outer = {module: name for name, module in names.items()}
+    outer, places = {module: name for name, module in names.items()}, places_of(root_model)
     for conv, bn in fused:
-        plan.append(_fuse(root_model, below[conv], below[bn], outer[below[conv]], outer[below[bn]]))
+        plan.append(_fuse(places, below[conv], below[bn], outer[below[conv]], outer[below[bn]]))
     checkpoint.attach(root_model, plan)
     root_model._linger_sample = pytree.tree_map_only(Tensor, _hollow, inputs) if root_model is target_model else None  # type: ignore[assignment]
     return root_model
@@ -185,7 +196,7 @@ def _mark(
                 setattr(module, f"_linger_ahead_{what}", True)
 
 
-def _fuse(root: nn.Module, conv: Any, bn: Any, conv_name: str, bn_name: str) -> checkpoint.Pair:
+def _fuse(places: Places, conv: Any, bn: Any, conv_name: str, bn_name: str) -> checkpoint.Pair:
     made = FUSED[type(conv), type(bn)](conv, bn, ahead_relu=getattr(conv, "_linger_ahead_relu", False))
     for key in ("_linger_normalize", "_linger_quant"):
         settings = [m.__dict__[key] for m in (conv, bn) if key in m.__dict__]
@@ -193,6 +204,6 @@ def _fuse(root: nn.Module, conv: Any, bn: Any, conv_name: str, bn_name: str) -> 
             setattr(made, key, settings[0])
     empty = EmptyBatchNorm()
     empty.train(bn.training)
-    replace(root, bn, empty)
-    replace(root, conv, made)
+    replace(places, bn, empty)
+    replace(places, conv, made)
     return checkpoint.Pair(conv=conv_name, bn=bn_name, eps=bn.eps, transposed=conv.transposed, groups=conv.groups)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from linger.eager import BLOCK, LEAST, at_hand, blocks, power, power_below, power_near, widest
 from linger.errors import LingerError
 from linger.rounding import HALF_UP, ROUNDINGS
 
@@ -33,6 +34,7 @@ WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 FINEST, COARSEST = 2.0**60, 2.0**-60  # scales stay between them, and products of two within float32
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
+SEEN = float(np.float32(NOTHING))  # a running maximum beyond it has seen something
 
 
 class Grid(NamedTuple):
@@ -107,6 +109,8 @@ def pow2_round(v: Tensor) -> Tensor:
 
 def scale_from_running(running: Tensor, bits: int) -> Tensor:
     """Activation scale 2^round(log2(B / running)); 1.0 where nothing but zeros was seen (``upstream`` 4.0)."""
+    if at_hand(running) and running.dim() == 0 and SEEN < (value := running.item()) < math.inf:
+        return power(power_near(levels(min(bits, WIDEST - 1)), value))
     scale = pow2_round((levels(min(bits, WIDEST - 1)) / running).clamp(COARSEST, FINEST))
     return torch.where(running <= NOTHING, torch.ones_like(scale), scale)
 
@@ -116,6 +120,8 @@ def scale_from_weight(weight: Tensor, bits: int) -> Tensor:
 
     NaN where a weight is NaN or infinite, so that the output shows it and the check of its range names the layer.
     """
+    if at_hand(weight) and weight.dtype != torch.float64 and LEAST < (reached := widest(weight)) < math.inf:
+        return power(power_below(levels(bits), reached))
     peak = weight.detach().abs().amax().float()
     scale = pow2_floor((levels(bits) / peak).clamp(COARSEST, FINEST))
     return torch.where(peak == 0, torch.full_like(scale, 2.0**bits), scale) + (peak - peak)
@@ -148,12 +154,12 @@ def scalar_scale(value: float, bits: int = 8) -> float:
     return math.ldexp(0.5, math.frexp(ratio)[1])
 
 
-# --- fake quantization: one autograd function, no host synchronisation, no branch on values
+# --- fake quantization: one autograd function, no host synchronisation, no branch on values of a device
 
 
-def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP) -> Tensor:
-    """The integers nearest to x * scale, a new tensor; ``step`` is 1 / scale."""
-    return ROUNDINGS[rounding].scaled(x, scale, step)
+def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP, out: Tensor | None = None) -> Tensor:
+    """The integers nearest to x * scale, a new tensor or in ``out``; ``step`` is 1 / scale."""
+    return ROUNDINGS[rounding].scaled(x, scale, step, out)
 
 
 def saturated(v: Tensor, q: Tensor) -> Tensor:
@@ -161,35 +167,88 @@ def saturated(v: Tensor, q: Tensor) -> Tensor:
 
     Without a compiler, comparisons that make a bool and ``torch.where`` are far slower on CPUs than arithmetic on floats.
     """
-    eager = v.device.type == "cpu" and not torch.compiler.is_compiling()
-    return v.ne_(q).to(torch.int8) if eager else v != q
+    return v.ne_(q).to(torch.int8) if at_hand(v) else v != q
 
 
 def passed(gradient: Tensor, outside: Tensor) -> Tensor:
     """The gradient, exactly zero where ``outside``, a result of ``saturated``."""
     if outside.dtype == torch.bool:
         return torch.where(outside, 0, gradient)
-    return torch.ops.aten.hardtanh_backward(gradient, outside.to(gradient.dtype), -0.5, 0.5)  # type: ignore[no-any-return]
+    out = torch.empty_like(gradient)
+    for g, mask, result in blocks(gradient, outside, out):
+        torch.ops.aten.hardtanh_backward(g, mask.to(g.dtype), -0.5, 0.5, grad_input=result)
+    return out
+
+
+def _snap(
+    x: Tensor, scale: Tensor, bits: int, out: Tensor, outside: Tensor | None, bound: float | None, rounding: str
+) -> None:
+    """Equation (1) / scale, written to ``out``, which may be ``x``; ``outside`` gets ones where the gradient is zero.
+
+    Every pass over a block but the first finds it in the cache.
+    """
+    step = scale.reciprocal()
+    low, high = -levels(bits) - 1, highest(bits)
+    for block in blocks(x, out) if outside is None else blocks(x, out, outside):
+        source, result = block[:2]
+        if outside is None:
+            rounded(source, scale, step, rounding, result).clamp_(low, high).mul_(step)
+            continue
+        far = None if bound is None else source.abs().gt_(bound)
+        v = rounded(source, scale, step, rounding)
+        v.ne_(torch.clamp(v, low, high, out=result))
+        block[2].copy_(v if far is None else v.add_(far))
+        result.mul_(step)
 
 
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None, rounding: str) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, fresh: bool,
+        rounding: str,
+    ) -> Tensor:  # fmt: skip
+        if at_hand(x) and bits <= 16:
+            if fresh:
+                ctx.mark_dirty(x)
+            outside = None if inside else torch.empty_like(x, dtype=torch.int8)
+            out = x if fresh else torch.empty_like(x)
+            _snap(x, scale, bits, out, outside, bound, rounding)
+        else:
+            out, outside = _FakeQuant.whole(x, scale, bits, bound, inside, rounding)
+        ctx.save_for_backward(*(() if outside is None else (outside,)))
+        return out
+
+    @staticmethod
+    def whole(
+        x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, rounding: str
+    ) -> tuple[Tensor, Tensor | None]:
         step = scale.reciprocal()
         v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
+        if inside:
+            return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype), None
         q = v.clamp(-levels(bits) - 1, highest(bits))
         outside = saturated(v, q)
         if bound is not None:
             outside = outside | x.abs().gt_(bound).to(outside.dtype)
-        ctx.save_for_backward(outside)
-        return q.mul_(step).to(x.dtype)
+        return q.mul_(step).to(x.dtype), outside
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return passed(grads[0], ctx.saved_tensors[0]), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        return passed(grads[0], saved[0]) if saved else grads[0], None, None, None, None, None, None
 
 
-def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None, rounding: str = HALF_UP) -> Tensor:
+def _changed(x: Tensor, scale: Tensor, bits: int, rounding: str) -> Tensor:
+    """``x`` with other values in it: its gradient passes straight through, without a step of autograd for that."""
+    values = x.detach()
+    _snap(values, scale, bits, values, None, None, rounding)
+    return x
+
+
+def fake_quant(
+    x: Tensor, scale: Tensor, bits: int, bound: float | None = None, inside: bool = False, fresh: bool = False,
+    rounding: str = HALF_UP,
+) -> Tensor:  # fmt: skip
     """Equation (1), divided by the scale again. Straight-through gradient, zero outside the representable range.
 
     Args:
@@ -197,14 +256,21 @@ def fake_quant(x: Tensor, scale: Tensor, bits: int, bound: float | None = None, 
         scale: 0-d power of two.
         bits: width of the integer.
         bound: gradients are zero where ``|x| > bound`` too (``normalize_data``).
+        inside: it is known that nothing saturates or leaves ``bound`` (``observe.fits``), so that no mask is kept.
+        fresh: ``x`` is a result that nothing else reads, and may be overwritten.
         rounding: a row of ``ROUNDINGS``; the floor of (1) is that of half_up.
     """
     scale = scale.to(torch.float64 if bits > 16 else x.dtype)  # adding a half needs more than float32 has
+    fresh = fresh and at_hand(x) and bits <= 16 and not x._is_view()
     if x.requires_grad and torch.is_grad_enabled():
-        return _FakeQuant.apply(x, scale, bits, bound, rounding)  # type: ignore[no-any-return]
-    step = scale.reciprocal()
-    v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
-    return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
+        if inside and (fresh or (at_hand(x) and x.numel() <= BLOCK)) and bits <= 16:
+            return _changed(x if fresh else x.clone(), scale, bits, rounding)
+        return _FakeQuant.apply(x, scale, bits, bound, inside, fresh, rounding)  # type: ignore[no-any-return]
+    if at_hand(x) and bits <= 16:
+        out = x if fresh else torch.empty_like(x)
+        _snap(x, scale, bits, out, None, None, rounding)
+        return out
+    return _FakeQuant.whole(x, scale, bits, bound, True, rounding)[0]
 
 
 class _Straight(torch.autograd.Function):

@@ -23,7 +23,7 @@ class Rounding(NamedTuple):
     """One rule in PyTorch, in NumPy (independently), and as ONNX text.
 
     Attributes:
-        scaled: (x, scale, step = 1 / scale) -> the integers nearest to x * scale, a new tensor.
+        scaled: (x, scale, step = 1 / scale, out or None) -> the integers nearest to x * scale, a new tensor or in ``out``.
         entering: (x * scale in float64, whether the chip adds in float32) -> integers in floating point.
         shifted: (int64, n >= 1) -> v / 2^n.
         divided: (n, d > 0), exact integers -> n / d.
@@ -32,7 +32,7 @@ class Rounding(NamedTuple):
         text: (source, result, ONNX's name of the type) -> statements for ``result`` = ``source`` rounded.
     """
 
-    scaled: Callable[[Tensor, Tensor, Tensor], Tensor]
+    scaled: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     entering: Callable[[np.ndarray, bool], np.ndarray]
     shifted: Callable[[np.ndarray, int], np.ndarray]
     divided: Callable[[Any, Any], Any]
@@ -41,9 +41,9 @@ class Rounding(NamedTuple):
     text: Callable[[str, str, str], str]
 
 
-def _up_scaled(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+def _up_scaled(x: Tensor, scale: Tensor, step: Tensor, out: Tensor | None) -> Tensor:
     """Half a step is added to x, which rounds alike and saves a pass."""
-    return torch.add(x, step, alpha=0.5).mul_(scale).floor_()
+    return torch.add(x, step, alpha=0.5, out=out).mul_(scale).floor_()
 
 
 def _up_entering(v: np.ndarray, single: bool) -> np.ndarray:
@@ -72,8 +72,8 @@ def divided_half_up(n: Tensor, d: Tensor | int) -> Tensor:
     return torch.floor((2 * n + d) / (2 * d))
 
 
-def _even_scaled(x: Tensor, scale: Tensor, step: Tensor) -> Tensor:
-    return torch.mul(x, scale).round_()
+def _even_scaled(x: Tensor, scale: Tensor, step: Tensor, out: Tensor | None) -> Tensor:
+    return torch.mul(x, scale, out=out).round_()
 
 
 def _even_shifted(v: np.ndarray, n: int) -> np.ndarray:

@@ -36,11 +36,6 @@ def dry() -> Iterator[None]:
         _DRY.reset(token)
 
 
-def recomputing() -> bool:
-    """Whether gradient checkpointing repeats a forward inside of backward: ranges and statistics have seen the batch."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
 ALLOWED_DATA_BITS = (8, 16, 32)
 ALLOWED_PARAMETER_BITS = (4, 8, 16)
 
@@ -78,11 +73,6 @@ def twin(cls: type[nn.Module], source: nn.Module) -> Any:
     for key, value in source.__dict__.items():
         new.__dict__[key] = value.copy() if isinstance(value, dict) else value
     return new
-
-
-def wider(given: int, wanted: int) -> float:
-    """The factor of the scale where ``given`` bits become ``wanted`` more: the same values, and room below the point."""
-    return 2.0 ** max(min(wanted, WIDEST - 1) - min(given, WIDEST - 1), 0)
 
 
 def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -> None:
@@ -207,18 +197,25 @@ class IntModule(Stored):
     def running(self, name: str) -> Tensor:
         return self._buffers[f"running_{name}"]  # type: ignore[return-value]
 
-    def observe(self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None) -> None:
-        """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range."""
-        if self.following(name):
-            with torch.no_grad():
-                self.follow(name, observe.peak(x, ahead_relu, bound))
-        else:
+    def observe(
+        self, name: str, x: Tensor, ahead_relu: bool = False, bound: float | None = None
+    ) -> observe.Spread | None:
+        """In training, let ``running_<name>`` follow max|x|; in eval, refuse to work without a range.
+
+        Where the tensor reaches is returned, if that was looked at.
+        """
+        if not self.following(name):
             self.require_range(name)
+            return None
+        spread = observe.spread_of(x)
+        with torch.no_grad():
+            self.follow(name, observe.peak(x, ahead_relu, bound, spread))
+        return spread
 
     @torch.no_grad()
     def hold(self, name: str, x: Tensor, bits: int) -> None:
         """Let ``running_<name>`` stand for the scale that a weight has: of a parameter as operand, nothing saturates."""
-        self.running(name).copy_(levels(min(bits, WIDEST - 1)) / scale_from_weight(x, bits))
+        observe.hold_at(self.running(name), scale_from_weight(x, bits), bits)
 
     def following(self, name: str) -> bool:
         """Whether this forward has to look at data for a range: in training, where it is neither held nor learned."""
@@ -237,7 +234,7 @@ class IntModule(Stored):
 
     def follow(self, name: str, peak: Tensor) -> None:
         """Let ``running_<name>`` follow a peak, unless the ranges are held or the batch was seen before."""
-        if not (self.still or recomputing()):
+        if not (self.still or observe.recomputing()):
             observe.update(self.running(name), peak, f"running_{name}")
             if self.learned(name) is not None and observe.watcher() is None:
                 self.start_from(name, self.scale(name, self.bits_of(name)))
@@ -272,29 +269,31 @@ class IntModule(Stored):
         bits = self.data_bits if bits is None else bits
         grid = grid_of(x)
         if grid is None:
-            held, x = constant_of(x) is not None, x.float()
+            held, spread, x = constant_of(x) is not None, None, x.float()
             if held and (self.training or observe.watcher() is not None):
                 self.hold(name, x, min(bits, WIDEST))
             else:
                 self.watch(name, x)
-                self.observe(name, x)
+                spread = self.observe(name, x)
             scale = self.scale(name, bits)
-            return fake_quant(x, scale, min(bits, WIDEST), rounding=self.rounding), scale
+            return fake_quant(
+                x, scale, min(bits, WIDEST), inside=observe.fits(spread, scale, bits), rounding=self.rounding
+            ), scale
         if grid.bits > bits:
             self.watch(name, x)
-            self.observe(name, x)
+            spread = self.observe(name, x)
             scale = torch.minimum(self.scale(name, bits), grid.scale)
-            return fake_quant(x, scale, bits, rounding=self.rounding), scale
-        scale = grid.scale * wider(grid.bits, bits)
+            return fake_quant(x, scale, bits, inside=observe.fits(spread, scale, bits), rounding=self.rounding), scale
+        scale = grid.scale if grid.bits == bits else grid.scale * observe.wider(grid.bits, bits)
         running = self._buffers.get(f"running_{name}")
         if self.training and running is not None:
-            running.copy_(levels(min(bits, WIDEST - 1)) / scale)
+            observe.hold_at(running, scale, bits)
         return x, scale
 
     def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
         """An operand of ``given`` bits (a plain tensor where ``scale`` is None) as forward brings it to ``bits`` bits."""
         if scale is not None and given <= bits:
-            return Operand(scale=scale * wider(given, bits), bits=bits, shape=shape)
+            return Operand(scale=scale * observe.wider(given, bits), bits=bits, shape=shape)
         name = self.operand_name(position)
         self.require_range(name)
         own = float(self.scale(name, bits))
@@ -308,13 +307,18 @@ class IntModule(Stored):
         """Width that every operand is brought to, given the widths they come in (0 for a plain tensor)."""
         return self.data_bits
 
-    def leave(self, y: Tensor, finest: Tensor) -> Tensor:
-        """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it."""
-        self.watch("o", y, self.ahead_relu, self.normalize_data)
-        self.observe("o", y, self.ahead_relu, self.normalize_data)
-        own = self.scale("o", self.out_bits)
+    def leave(self, y: Tensor, finest: Tensor, fresh: bool = False) -> Tensor:
+        """Quantize the result: observe its range, choose its grid (never finer than ``finest``), tag it.
+
+        ``fresh``: ``y`` may be overwritten, for nothing else reads it, its own backward included.
+        """
+        bits, bound = self.out_bits, self.normalize_data
+        self.watch("o", y, self.ahead_relu, bound)
+        spread = self.observe("o", y, self.ahead_relu, bound)
+        own = self.scale("o", bits)
         scale = torch.minimum(own, finest)
-        out = self.snapped(y, "o", scale, own, self.out_bits, self.normalize_data).float()
+        inside = observe.fits(spread, scale, bits, bound)
+        out = self.snapped(y, "o", scale, own, bits, bound, inside, fresh).float()
         return set_grid(out, Grid(scale, self.out_bits))
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:

@@ -157,12 +157,13 @@ class Learned(nn.Module):
                     self._buffers[f"running_{name}"].copy_(self.range_of(name))  # type: ignore[union-attr]
 
     def snapped(
-        self, x: Tensor, name: str, scale: Tensor, own: Tensor, bits: int, bound: float | None = None
-    ) -> Tensor:
+        self, x: Tensor, name: str, scale: Tensor, own: Tensor, bits: int, bound: float | None = None,
+        inside: bool = False, fresh: bool = False,
+    ) -> Tensor:  # fmt: skip
         """``fake_quant`` to ``scale``; where the range is learned and alone decides it (``own``), with its gradient."""
         learned, rounding = self.learned(name), HALF_UP if name == "w" else self.rounding
         if learned is None or not torch.is_grad_enabled() or bits > WIDEST:
-            return fake_quant(x, scale, bits, bound, rounding)
+            return fake_quant(x, scale, bits, bound, inside, fresh, rounding)
         return _LearnedQuant.apply(  # type: ignore[no-any-return]
             x, learned, scale, own, bits, bound, f"log2_{name}" in self._parameters, rounding
         )

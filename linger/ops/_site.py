@@ -11,7 +11,8 @@ from torch import Tensor
 
 from linger.errors import LingerError
 from linger.numerics import WIDEST, grid_of, int_dtype, quantize_number, scalar_scale
-from linger.ops._base import IntModule, recomputing
+from linger.observe import recomputing
+from linger.ops._base import IntModule
 from linger.ops._lowered import Lowered, Operand
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linger.eager import at_hand, power, power_below, widest
 from linger.errors import LingerError
 from linger.numerics import (
     FLOAT32_EXACT,
@@ -33,6 +34,7 @@ from linger.numerics import (
 from linger.ops._base import IntModule, constants, output_bits, requant_text
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._placed import placed
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
 
@@ -75,14 +77,17 @@ class WeightedSum(IntModule):
         self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight and bias within their bounds on their grids for an input of scale ``s_x``, and the scale of the weight."""
-        limit = self.bias_limit(product, weight)
         weight = bound_parameter(weight.float(), self.normalize_weight)
         bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
         bits, learned = self.parameter_bits, self.learned("w") is not None
         own = scale_from_running(self.range_of("w"), bits) if learned else scale_from_weight(weight, bits)
-        s_w = own if bias is None else room_for_bias(own, s_x, bias, limit)
-        bias = None if bias is None else fake_quant(bias, s_x * s_w, 32)
-        return self.snapped(weight, "w", s_w, own, bits), bias, s_w
+        if bias is None:
+            return self.snapped(weight, "w", own, own, bits, inside=not learned), None, own
+        s_w = room_for_bias(own, s_x, bias, self.bias_limit(product, weight))
+        if learned:
+            bias = fake_quant(bias, s_x * s_w, 32, inside=True)
+            return self.snapped(weight, "w", s_w, own, bits), bias, s_w
+        return *placed(weight, bias, s_w, s_x * s_w, bits), s_w
 
     def weighted_sum(self, product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
@@ -91,21 +96,16 @@ class WeightedSum(IntModule):
         finest = s_x * s_w
         if self.out_bits == 32:
             finest = room_for_sum(finest, self.bound(product, w, s_w, b, finest))
-        return self.leave(self.exact_sum(product, x, w, b), finest)
-
-    def per_channel(self, weight: Tensor) -> int:
-        """The most that one input channel adds to a sum, in LSB."""
-        return reach(self.data_bits) * reach(self.parameter_bits) * math.prod(weight.shape[2:])
+        return self.leave(self.exact_sum(product, x, w, b), finest, fresh=True)
 
     def part(self, weight: Tensor) -> int:
         """Input channels that one float32 sum holds exactly: integers up to 2^24, of factors that every kernel keeps."""
-        factors_kept = max(self.data_bits, self.parameter_bits) <= 8  # also those that multiply in TF32 or bfloat16
-        return (FLOAT32_EXACT + 1) // self.per_channel(weight) if factors_kept else 0
+        return part(self.data_bits, self.parameter_bits, tuple(weight.shape[2:]))
 
     def bias_limit(self, product: Product, weight: Tensor) -> int:
         """How large |q_b| may get, in LSB: less where products and bias then always fit one float32 sum."""
-        sum_limit = channels_of(product, weight) * self.per_channel(weight)
-        fits = self.part(weight) > 0 and sum_limit + NARROW_BIAS < FLOAT32_EXACT
+        channels, kernel = channels_of(product, weight), tuple(weight.shape[2:])
+        fits = fits_with_bias(channels, self.data_bits, self.parameter_bits, kernel)
         return NARROW_BIAS if fits and self.out_bits == 8 else WIDE_BIAS
 
     def exact_sum(self, product: Product, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -229,6 +229,23 @@ class WeightedSite(WeightedSum, Site):
         return self.nodes(self.product(tuple(weight.shape), call), operands[0], out, weight, bias)
 
 
+def _per_channel(data_bits: int, parameter_bits: int, kernel: tuple[int, ...]) -> int:
+    """The most that one input channel adds to a sum, in LSB."""
+    return reach(data_bits) * reach(parameter_bits) * math.prod(kernel)
+
+
+def part(data_bits: int, parameter_bits: int, kernel: tuple[int, ...]) -> int:
+    """``WeightedSum.part``"""
+    factors_kept = max(data_bits, parameter_bits) <= 8  # also those that multiply in TF32 or bfloat16
+    return (FLOAT32_EXACT + 1) // _per_channel(data_bits, parameter_bits, kernel) if factors_kept else 0
+
+
+def fits_with_bias(channels: int, data_bits: int, parameter_bits: int, kernel: tuple[int, ...]) -> bool:
+    """Whether the products of this many channels and a bias of ``NARROW_BIAS`` fit one float32 sum."""
+    sum_limit = channels * _per_channel(data_bits, parameter_bits, kernel)
+    return part(data_bits, parameter_bits, kernel) > 0 and sum_limit + NARROW_BIAS < FLOAT32_EXACT
+
+
 def channels_of(product: Product, weight: Tensor) -> int:
     """Input channels that one output sums over."""
     return weight.shape[0] // product.groups if product.transposed else weight.shape[1]
@@ -248,10 +265,10 @@ def on_grids(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Weight and bias (|q_b| <= ``limit``) on their grids for an input of scale ``s_x``, and the scale of the weight."""
     s_w = scale_from_weight(weight, bits)
-    if bias is not None:
-        s_w = room_for_bias(s_w, s_x, bias, limit)
-        bias = fake_quant(bias, s_x * s_w, 32)
-    return fake_quant(weight, s_w, bits), bias, s_w
+    if bias is None:
+        return fake_quant(weight, s_w, bits, inside=True), None, s_w
+    s_w = room_for_bias(s_w, s_x, bias, limit)
+    return *placed(weight, bias, s_w, s_x * s_w, bits), s_w
 
 
 def room_for_sum(s_acc: Tensor, peak: Tensor) -> Tensor:
@@ -261,6 +278,11 @@ def room_for_sum(s_acc: Tensor, peak: Tensor) -> Tensor:
 
 def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor, limit: int = WIDE_BIAS) -> Tensor:
     """The weight's scale, made coarser where the integer bias would be too large: |b| * s_x * s_w <= ``limit``."""
+    if at_hand(bias) and at_hand(s_w) and bias.dtype != torch.float64:
+        reached, own = widest(bias) * s_x.item(), s_w.item()
+        if 2.0**-60 < reached < 2.0**60 and own == own:
+            n = power_below(limit, reached)
+            return s_w if own <= 2.0**n else power(n)
     peak = bias.detach().abs().amax().float() * s_x
     room = pow2_floor(limit / peak.clamp(2.0**-90, 2.0**90))
     return torch.where(peak > 0, torch.minimum(s_w, room), s_w) + (peak - peak)  # NaN for a bias that is not finite

@@ -25,7 +25,8 @@ from linger.numerics import (
     quantize,
     reach,
 )
-from linger.ops._base import IntModule, Op, output_bits, recomputing
+from linger.observe import recomputing
+from linger.ops._base import IntModule, Op, output_bits
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from linger import observe
+from linger.eager import same
 from linger.numerics import Grid, exponent, fake_quant, saturate, set_grid, shift_round
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
@@ -40,7 +41,9 @@ class CatSite(Site):
                 peaks = torch.stack([observe.peak(x) for x, _ in entered])
                 self.follow("o", peaks.amax())
         scale = torch.minimum(self.scale("o", bits), torch.stack([s for _, s in entered]).amin())
-        out = torch.cat([fake_quant(x, scale, bits, rounding=self.rounding) for x, _ in entered], dim)
+        out = torch.cat(
+            [x if same(s, scale) else fake_quant(x, scale, bits, rounding=self.rounding) for x, s in entered], dim
+        )
         return set_grid(out, Grid(scale, bits))
 
     def operand_name(self, position: int) -> str:

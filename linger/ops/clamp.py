@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linger.eager import at_hand
 from linger.errors import LingerError
 from linger.numerics import WIDEST, Grid, int_dtype, levels, set_grid
 from linger.ops._base import ONNX_INT, IntModule, Op, real_text
@@ -38,6 +39,8 @@ class _Clamp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: Bounds, ends: Bounds, bits: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.ends = ends
+        if at_hand(x):
+            return torch.clamp(x, *(float(integer_bound(v, scale.item(), bits)) / scale.item() for v in bounds))
         low, high = (_rounded(v, scale, bits) for v in bounds)
         return torch.minimum(torch.maximum(x, low), high)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from linger import observe
 from linger.numerics import WIDEST, Grid, exponent, saturate, set_grid, shift_round
+from linger.ops import _sum
 from linger.ops._base import Op, constants, output_bits, real_text, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
@@ -39,21 +40,33 @@ class _SumSite(Site):
         x, s_x = self.operand(x, "x", bits)
         y, s_y = self.operand(y, "y", bits)
         self.out_bits = bits
-        if self.following("o"):
-            with torch.no_grad():
-                total = x + y if self.sign > 0 else x - y
-                for seen in (x, y, total):
-                    self.watch("o", seen)
-                result = observe.peak(total)
-                peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
-                peak = torch.where(result < 0, result, peak)  # an empty batch plus a number is empty
-                self.follow("o", peak)
+        blocked = self.learned("o") is None and _sum.takes(x, y, bits)
+        seen = self.look(x, y, blocked) if self.following("o") else None
         finest = torch.minimum(s_x, s_y)
         own = self.scale("o", bits)
         scale = torch.minimum(own, finest if bits < 32 else finest / 2)
+        if blocked:
+            return set_grid(
+                _sum.added((x, s_x), (y, s_y), self.sign, Grid(scale, bits), seen, self.rounding), Grid(scale, bits)
+            )
         x, y = self.snapped(x, "o", scale, own, bits), self.snapped(y, "o", scale, own, bits)
         total = x + y if self.sign > 0 else x - y
         return set_grid(self.snapped(total, "o", scale, own, bits), Grid(scale, bits))
+
+    @torch.no_grad()
+    def look(self, x: Tensor, y: Tensor, blocked: bool) -> tuple[observe.Spread, ...] | None:
+        """Let the range follow the operands and their sum; where they reach, if that is known."""
+        if blocked and observe.watcher() is None:  # one look at the other ranks, whoever of them has no element
+            seen = _sum.spreads(x, y, self.sign) if x.numel() else None
+            self.follow("o", observe.peak(x, spread=seen and _sum.hull(seen)))
+            return seen
+        total = x + y if self.sign > 0 else x - y
+        for t in (x, y, total):
+            self.watch("o", t)
+        result = observe.peak(total)
+        peak = torch.maximum(torch.maximum(observe.peak(x), observe.peak(y)), result)
+        self.follow("o", torch.where(result < 0, result, peak))  # an empty batch plus a number is empty
+        return None
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
         if len(operands) == 1 and out.bits == 8 and fits(operands[0]):

@@ -1,0 +1,47 @@
+"""Weight and bias on grids that hold every value of them: one step of autograd, and no mask, for nothing saturates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linger.eager import at_hand
+from linger.numerics import highest, levels, rounded
+
+BIAS_BITS = 32
+
+
+class _Placed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, s_w: Tensor, s_b: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        return snapped(weight, s_w, bits), snapped(bias, s_b, BIAS_BITS)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return grads[0], grads[1], None, None, None
+
+
+def snapped(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """``numerics.fake_quant`` without gradient, of a tensor that is small."""
+    wide = x.double() if bits > 16 else x
+    scale = scale.to(wide.dtype)
+    step = scale.reciprocal()
+    return rounded(wide, scale, step).clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
+
+
+def placed(weight: Tensor, bias: Tensor, s_w: Tensor, s_b: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Weight (``bits`` bits at ``s_w``) and bias (32 bits at ``s_b``), both with the gradient of the identity."""
+    if not (torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)):
+        return snapped(weight, s_w, bits), snapped(bias, s_b, BIAS_BITS)
+    if at_hand(weight):
+        return _straight(weight, s_w, bits), _straight(bias, s_b, BIAS_BITS)
+    return _Placed.apply(weight, bias, s_w, s_b, bits)  # type: ignore[no-any-return]
+
+
+def _straight(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """A clone, whose gradient is the identity without a step in Python, with other values in it."""
+    out = x.clone()
+    out.detach().copy_(snapped(x.detach(), scale, bits))
+    return out
