@@ -157,6 +157,10 @@ FUSED: dict[tuple[type[nn.Module], type[nn.Module]], type[_ConvBN]] = {
     (nn.Conv2d, nn.BatchNorm2d): NormalizeConvBN2d,
     (nn.ConvTranspose1d, nn.BatchNorm1d): NormalizeConvTransposeBN1d,
     (nn.ConvTranspose2d, nn.BatchNorm2d): NormalizeConvTransposeBN2d,
+    (nn.Conv1d, nn.SyncBatchNorm): NormalizeConvBN1d,
+    (nn.Conv2d, nn.SyncBatchNorm): NormalizeConvBN2d,
+    (nn.ConvTranspose1d, nn.SyncBatchNorm): NormalizeConvTransposeBN1d,
+    (nn.ConvTranspose2d, nn.SyncBatchNorm): NormalizeConvTransposeBN2d,
 }
 
 
