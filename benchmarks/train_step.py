@@ -1,23 +1,67 @@
-"""One training step of the float net against the normalized and the fixed-point net: medians and ratios."""
+"""One training step of the float net against the fixed-point net, eager and compiled: ratios, peak memory, kernels.
+
+``python -m benchmarks.train_step [names] [--compile] [--json FILE]``; medians of the ratios of interleaved steps,
+of seconds on the wall, or with ``--threads 1`` of the processor's, which other programs on the machine change little.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
+import statistics
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import linger
-from benchmarks._common import interleaved, show
+from benchmarks._common import machine, show
 from tests.nets import NETS
 
-BATCH, ROUNDS = 16, 15
+BATCH = 16
 
 
-def step_of(net: nn.Module, x: Tensor) -> Callable[[], None]:
-    """Forward, backward and an SGD step on ``x`` (N, ...)."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+class Recurrent(nn.Module):
+    """(N, 50, 32) -> (N, 10)"""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn = kind(32, 64, batch_first=True)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rnn(x)[0][:, -1])
+
+
+class Encoder(nn.Module):
+    """(N, 50, 32) -> (N, 10)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.encoder(x).mean(1))
+
+
+MAKERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    **NETS,
+    "LSTM": (lambda: Recurrent(nn.LSTM), (50, 32)),
+    "GRU": (lambda: Recurrent(nn.GRU), (50, 32)),
+    "transformer": (Encoder, (50, 32)),
+}
+
+
+def step_of(net: nn.Module, x: Tensor, source: nn.Module | None = None) -> Callable[[], None]:
+    """Forward, backward and an SGD step on ``x`` (N, ...); ``source`` holds the parameters of a compiled net."""
+    optimizer = torch.optim.SGD((source or net).parameters(), lr=1e-3)
 
     def step() -> None:
         loss = net(x).square().mean()
@@ -28,27 +72,84 @@ def step_of(net: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def stages(name: str) -> dict[str, Callable[[], None]]:
-    """The step of each stage of one net of ``tests/nets.py``."""
-    make, shape = NETS[name]
-    x = torch.randn(BATCH, *shape)
-    net = make()
-    traced = copy.deepcopy(net)
-    linger.trace_layers(traced, traced, x)
-    normalized = linger.normalize_layers(copy.deepcopy(traced))
-    fixed = linger.init(copy.deepcopy(traced))
-    return {"float": step_of(net, x), "normalized": step_of(normalized, x), "fixed point": step_of(fixed, x)}
+def ratios(a: Callable[[], object], b: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Median of b's time over a's in interleaved runs, and a's median; at least 7 rounds."""
+    found: list[tuple[float, float]] = []
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # others may use the cores
+    start = time.perf_counter()
+    for _ in range(3):
+        a(), b()
+    while len(found) < 7 or time.perf_counter() - start < seconds:
+        t0 = clock()
+        a()
+        t1 = clock()
+        b()
+        found.append((t1 - t0, clock() - t1))
+    return statistics.median(y / x for x, y in found), statistics.median(x for x, _ in found)
+
+
+def memory_and_kernels(step: Callable[[], None]) -> tuple[int, int]:
+    """The most bytes that tensors of one step hold at once, and how many kernels it runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most, sum(e.count for e in seen.key_averages() if e.key.startswith("aten::"))
+
+
+def row(name: str, compile: bool, seconds: float) -> dict[str, Any]:
+    """Everything that is measured of one net."""
+    make, shape = MAKERS[name]
+    x, net = torch.randn(BATCH, *shape), make()
+    fixed = copy.deepcopy(net)
+    linger.trace_layers(fixed, fixed, x)
+    linger.init(fixed)
+    steps = step_of(net, x), step_of(fixed, x)
+    ratio, base = ratios(*steps, seconds)
+    (bytes_a, kernels_a), (bytes_b, kernels_b) = map(memory_and_kernels, steps)
+    found = {
+        "net": name,
+        "float_ms": 1e3 * base,
+        "eager": ratio,
+        "memory": bytes_b / bytes_a,
+        "kernels": [kernels_a, kernels_b],
+    }
+    if compile:
+        fast = [step_of(torch.compile(m), x, m) for m in (net, fixed)]  # type: ignore[arg-type]
+        found["compiled"], compiled = ratios(*fast, seconds)
+        found["compiled_float_ms"] = 1e3 * compiled
+    for m in (net, fixed):
+        m.eval()
+    with torch.no_grad():
+        found["eval"] = ratios(lambda: net(x), lambda: fixed(x), seconds / 2)[0]
+    return found
 
 
 def main() -> None:
     """Print one row per net."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(MAKERS))
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch._dynamo.config.allow_rnn = True
     torch.manual_seed(0)
-    rows = []
-    for name in NETS:
-        seconds = interleaved(stages(name), ROUNDS)
-        ratios = [f"{seconds[s] / seconds['float']:.2f}" for s in ("normalized", "fixed point")]
-        rows.append((name, f"{1e3 * seconds['float']:.1f} ms", *ratios))
-    show(f"training step, batch {BATCH}", ("net", "float", "normalized / float", "fixed point / float"), rows)
+    found = [row(name, given.compile, given.seconds) for name in given.names]
+    rows = [
+        (r["net"], f"{r['float_ms']:.1f} ms", f"{r['eager']:.2f}", f"{r['compiled']:.2f}" if "compiled" in r else "",
+         f"{r['memory']:.2f}", "{} -> {}".format(*r["kernels"]), f"{r['eval']:.2f}")
+        for r in found
+    ]  # fmt: skip
+    columns = ("net", "float", "eager", "compiled", "peak memory", "kernels", "eval")
+    show(f"training step, batch {BATCH}: fixed point over float, each in its own mode", columns, rows)
+    if given.json:
+        given.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=1))
 
 
 if __name__ == "__main__":

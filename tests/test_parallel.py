@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_training import batches, fixed, sgd, step
+from test_training import MAKERS, batches, fixed, sgd, step
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -204,3 +204,18 @@ def test_gradient_scaler(name: str) -> None:
         skipped += scaler.get_scale() < scale
     assert skipped > 0
     assert all(p.isfinite().all() and not torch.equal(p, before[k]) for k, p in net.named_parameters())
+
+
+def test_synchronized_batch_normalization_before_conversion(tmp_path: Path) -> None:
+    """``SyncBatchNorm`` behind a convolution is folded like the layer that it came from."""
+    make, shape = MAKERS["KeywordNet"]
+    plain, (x,) = make(), batches(shape, 1, 1)
+    plain(x)
+    nets = [plain, nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))]
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in nets[1].modules())
+    for i, net in enumerate(nets):
+        linger.trace_layers(net, net, x)
+        linger.init(net)(x)
+        linger.onnx.export(net.eval(), (x,), tmp_path / f"{i}.onnx")
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in nets[1].modules())
+    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
