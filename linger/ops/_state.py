@@ -56,7 +56,7 @@ class Stored(Learned):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for key, value in self.derived().items():
-            destination[prefix + key] = value.detach().clone()  # scales are shared, and safetensors takes no two names of one memory
+            destination[prefix + key] = value.detach().clone()  # scales are shared; safetensors takes no memory twice
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
