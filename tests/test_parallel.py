@@ -1,10 +1,9 @@
-"""Several processes: the same ranges as one process, files equal byte for byte, a rank that dies, sharded parameters."""
+"""The ranges of several processes, whatever their shares, are those of one; scaled gradients in half precision."""
 
 from __future__ import annotations
 
 import copy
 import os
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_training import MAKERS, batches, fixed, sgd, step
+from test_training import batches, fixed, sgd
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 
 import linger
 
@@ -113,77 +111,6 @@ def test_ranges_are_those_of_one_process_with_all_the_data(tmp_path: Path) -> No
         assert (tmp_path / f"{i}-0.onnx").read_bytes() == (tmp_path / f"{i}-1.onnx").read_bytes()
 
 
-# --- a rank that dies
-
-
-def attempt(rank: int, folder: str, name: str) -> None:
-    """Train from the checkpoint if there is one, save one on the way; where a file says so, rank 1 dies after that."""
-    net, shape = fixed(name)
-    optimizer, first, path = sgd(net), 0, f"{folder}/checkpoint.pt"
-    if os.path.exists(path):
-        held = torch.load(path)
-        net.load_state_dict(held["net"])
-        optimizer.load_state_dict(held["optimizer"])
-        first = held["step"]
-    parallel = DDP(net)
-    for i, x in list(enumerate(loader(shape)))[first:]:
-        if i == SAVED and os.path.exists(f"{folder}/die"):
-            if rank == 0:
-                torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": i}, path)
-            dist.barrier()
-            if rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-        step(parallel, optimizer, shard(x, rank, (4, 4)))
-    saved(net.state_dict(), rank, folder, attempt)
-    linger.onnx.export(net.eval(), (loader(shape, 1)[0],), f"{folder}/net-{rank}.onnx")
-
-
-@pytest.mark.slow
-def test_a_rank_killed_and_resumed(tmp_path: Path) -> None:
-    """The run that goes on from the checkpoint ends where the run without an accident does, file included."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        folder.mkdir()
-    want = run(attempt, whole, "Mixed")
-    (broken / "die").touch()
-    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
-        run(attempt, broken, "Mixed")
-    (broken / "die").unlink()
-    next(broken.glob("store-*")).unlink()
-    found = run(attempt, broken, "Mixed")
-    for state in (want[1], *found):
-        assert all(torch.equal(value, want[0][key]) for key, value in state.items())
-    files = {path.read_bytes() for folder in (whole, broken) for path in folder.glob("net-*.onnx")}
-    assert len(files) == 1
-
-
-# --- sharded parameters
-
-
-def fully(rank: int, folder: str, name: str) -> None:
-    """The parameters of the net sharded (FSDP2), some steps, then whole for export."""
-    net, shape = fixed(name)
-    whole, _ = fixed(name)
-    whole.load_state_dict(net.state_dict())
-    fully_shard(net)
-    found = train(net, net, [shard(x, rank, (4, 4)) for x in loader(shape)], 0.01)
-    state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in net.state_dict().items()}
-    whole.load_state_dict(state)
-    linger.onnx.export(whole.eval(), (loader(shape, 1)[0],), f"{folder}/net-{rank}.onnx")
-    saved(found, rank, folder, fully)
-
-
-@pytest.mark.slow
-def test_fully_sharded(tmp_path: Path) -> None:
-    found = run(fully, tmp_path, "KeywordNet")
-    assert found[0] == found[1]
-    torch.manual_seed(0)
-    net, shape = fixed("KeywordNet")
-    for a, b in zip(found[0], train(net, net, loader(shape), 0.01), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
-    assert (tmp_path / "net-0.onnx").read_bytes() == (tmp_path / "net-1.onnx").read_bytes()
-
-
 # --- one process
 
 
@@ -204,18 +131,3 @@ def test_gradient_scaler(name: str) -> None:
         skipped += scaler.get_scale() < scale
     assert skipped > 0
     assert all(p.isfinite().all() and not torch.equal(p, before[k]) for k, p in net.named_parameters())
-
-
-def test_synchronized_batch_normalization_before_conversion(tmp_path: Path) -> None:
-    """``SyncBatchNorm`` behind a convolution is folded like the layer that it came from."""
-    make, shape = MAKERS["KeywordNet"]
-    plain, (x,) = make(), batches(shape, 1, 1)
-    plain(x)
-    nets = [plain, nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))]
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in nets[1].modules())
-    for i, net in enumerate(nets):
-        linger.trace_layers(net, net, x)
-        linger.init(net)(x)
-        linger.onnx.export(net.eval(), (x,), tmp_path / f"{i}.onnx")
-    assert not any(isinstance(m, nn.SyncBatchNorm) for m in nets[1].modules())
-    assert (tmp_path / "0.onnx").read_bytes() == (tmp_path / "1.onnx").read_bytes()
