@@ -3,6 +3,7 @@
 from linger import onnx, runtime, settings
 from linger._version import VERSION as __version__
 from linger.accumulators import limit_accumulators
+from linger.analysis import wb_analyse
 from linger.calibrate import calibrate
 from linger.check import check
 from linger.convert import (
@@ -13,6 +14,7 @@ from linger.convert import (
     quant_module_by_type,
     quant_tensor,
 )
+from linger.dumper import Dumper, fix_dequant
 from linger.errors import LingerError, LingerWarning
 from linger.fit import fit
 from linger.fuse import trace_layers
@@ -89,6 +91,7 @@ from linger.settings import (
 )
 from linger.training import param_groups
 from linger.verify import verify
+from linger.why import why
 
 BatchNormInt = BatchNorm2dInt
 
@@ -106,6 +109,7 @@ __all__ = [
     "ConvTranspose2dInt",
     "DefaultNormalizeIntXModule",
     "DefaultQuantIntXOP",
+    "Dumper",
     "EmbeddingInt",
     "EmptyBatchNorm",
     "GroupNormInt",
@@ -165,6 +169,7 @@ __all__ = [
     "disable_normalize",
     "disable_quant",
     "fit",
+    "fix_dequant",
     "freeze_batchnorm",
     "freeze_thresholds",
     "hold_ranges",
@@ -196,4 +201,6 @@ __all__ = [
     "settings",
     "trace_layers",
     "verify",
+    "wb_analyse",
+    "why",
 ]

@@ -1,11 +1,15 @@
-"""What the command line takes: a file or a net by name, and inputs as files or shapes."""
+"""What the command line takes: a file or a net by name, its weights, and inputs as files or shapes."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +17,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from linger.convert import init
 from linger.errors import LingerError
+from linger.files import READERS, read_arrays
+from linger.fuse import trace_layers
+from linger.ops import IntModule
+from linger.weights import load_into
+
+SHAPE = re.compile(r"\d+([,x]\d+)*")
 
 
-def net_or_file(what: str) -> nn.Module | str:
+def net_or_file(what: str, args: str | None = None) -> nn.Module | str:
     """``net.onnx``, or ``package.module:name`` of a net, its class, or a function that makes it.
 
+    Args:
+        what: the name.
+        args: what the function or class is called with, in JSON: an object (by name), a list, or one value.
+
     Raises:
-        LingerError: there is no such thing.
+        LingerError: there is no such thing, or the function raises.
     """
     if what.endswith(".onnx"):
         return what
+    return net_of(what, args)
+
+
+def net_of(what: str, args: str | None = None) -> nn.Module:
+    """``net_or_file`` where only a net will do."""
     module, colon, name = what.partition(":")
     if not colon or not re.fullmatch(r"\w+(\.\w+)*", module) or not name.isidentifier():
         raise LingerError(f"found {what!r}, allowed are a .onnx file and module:name of a net; write one of them")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise LingerError(f"found {what!r}, which cannot be imported ({error}); run in its directory") from None
-    finally:
-        sys.path.remove(os.getcwd())
-    net = found if isinstance(found, nn.Module) else found() if callable(found) else None
+    with _current_directory():
+        try:
+            found: Any = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise LingerError(f"found {what!r}, which cannot be imported ({error}); run in its directory") from None
+        except Exception as error:
+            raise LingerError(f"importing {module} raises {_said(error)}; repair it") from error
+        net = found if isinstance(found, nn.Module) else _made(what, found, args) if callable(found) else None
     if not isinstance(net, nn.Module):
         raise LingerError(
             f"{what} is no net, allowed are a torch.nn.Module, its class, or a function that makes it; name one"
@@ -42,22 +62,120 @@ def net_or_file(what: str) -> nn.Module | str:
     return net
 
 
-def inputs_of(given: list[str]) -> tuple[Tensor, ...]:
-    """Each a .npy file, or a shape such as 1,3,32,32 for random numbers, the same in every run.
+@contextmanager
+def _current_directory() -> Iterator[None]:
+    """Modules of the current directory can be imported, as with ``python -m``."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _made(what: str, factory: Any, args: str | None) -> Any:
+    try:
+        given = json.loads(args) if args is not None else []
+    except ValueError as error:
+        raise LingerError(
+            f"--args is {args!r}, allowed is JSON such as '{{\"width\": 32}}' ({error}); quote it"
+        ) from None
+    try:
+        return (
+            factory(**given) if isinstance(given, dict) else factory(*(given if isinstance(given, list) else [given]))
+        )
+    except Exception as error:
+        raise LingerError(f"{what} raises {_said(error)}; pass what it takes with --args") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def fixed_point(
+    net: nn.Module, inputs: tuple[Tensor, ...], weights: str | None, target: str | None, parameter_bits: int = 8
+) -> nn.Module:
+    """The net after ``trace_layers`` and ``init`` (unless it comes so), with the weights of a file of any stage.
 
     Raises:
-        LingerError: one is neither.
+        LingerError: the forward does not run on the inputs, or the weights do not fit.
     """
+    if not any(isinstance(m, IntModule) for m in net.modules()):
+        if not inputs:
+            raise LingerError("found no input, allowed are those of forward; pass --input with a file or a shape")
+        trace_layers(net, net, inputs)
+        init(net, parameter_bits=parameter_bits, target=target)
+    if weights is not None:
+        load_into(net, weights)
+    return net
+
+
+# --- inputs
+
+
+def inputs_of(given: list[str]) -> tuple[Tensor, ...]:
+    """Each a file of arrays, or a shape such as 1,3,32,32 for random numbers, the same in every run.
+
+    Raises:
+        LingerError: one is neither, or damaged.
+    """
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)) for _, a in named_inputs(given))
+
+
+def named_inputs(given: list[str]) -> list[tuple[str, np.ndarray]]:
+    """The same as arrays with the names that an .npz file or ``name=`` gives them, "" where there is none."""
     random = torch.Generator().manual_seed(0)
-    return tuple(_input(text, random) for text in given)
+    found: list[tuple[str, np.ndarray]] = []
+    for text in given:
+        named = re.fullmatch(r"([A-Za-z_][\w.]*)=(.+)", text)
+        name, source = named.groups() if named else ("", text)
+        found += [(name or own, array) for own, array in _read(source, random).items()]
+    return found
 
 
-def _input(text: str, random: torch.Generator) -> Tensor:
-    if re.fullmatch(r"\d+([,x]\d+)*", text):
-        return torch.randn([int(n) for n in re.split("[,x]", text)], generator=random)
-    try:
-        return torch.from_numpy(np.load(Path(text), allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
+def _read(text: str, random: torch.Generator) -> dict[str, np.ndarray]:
+    if SHAPE.fullmatch(text):
+        return {"": torch.randn([int(n) for n in re.split("[,x]", text)], generator=random).numpy()}
+    if Path(text).suffix.lower() not in READERS:
         raise LingerError(
-            f"found the input {text!r}, allowed are a .npy file and a shape such as 1,3,32,32 ({error}); give one of them"
-        ) from None
+            f"found the input {text!r}, allowed are a {', '.join(READERS)} file and a shape such as 1,3,32,32; give one of them"
+        )
+    return read_arrays(text)
+
+
+def batches_of(given: list[str], size: int) -> list[Any]:
+    """Batches of ``size`` for ``calibrate``: a file of one array is the input, several arrays are keyword arguments.
+
+    Raises:
+        LingerError: a file cannot be read, or its arrays have different first axes.
+    """
+    batches: list[Any] = []
+    for text in given:
+        arrays = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in named_inputs([text])}
+        counts = {len(t) if t.dim() else 0 for t in arrays.values()}
+        if len(counts) != 1 or 0 in counts:
+            raise LingerError(f"{text!r} holds arrays of {sorted(counts)} samples, allowed is one number; check axis 0")
+        for i in range(0, counts.pop(), size):
+            part = {k: t[i : i + size] for k, t in arrays.items()}
+            batches.append(next(iter(part.values())) if len(part) == 1 else part)
+    return batches
+
+
+def sample_of(net: nn.Module, batches: list[Any]) -> tuple[Tensor, ...]:
+    """The first sample of the batches as what forward takes; several arrays go to its parameters of those names.
+
+    Raises:
+        LingerError: there is no batch, or forward has no such parameter.
+    """
+    if not batches:
+        raise LingerError("found no sample, allowed are files of at least one; pass --data")
+    first = batches[0]
+    if not isinstance(first, dict):
+        return (first[:1],)
+    known = [name for name in inspect.signature(type(net).forward).parameters if name != "self"]
+    strange = [name for name in first if name not in known]
+    if strange:
+        raise LingerError(
+            f"found the array {strange[0]!r}, the forward of {type(net).__name__} takes {', '.join(known)}; name arrays so"
+        )
+    return tuple(first[name][:1] for name in known if name in first)

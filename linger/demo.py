@@ -20,11 +20,13 @@ from linger.fuse import trace_layers
 from linger.normalize import normalize_layers
 from linger.targets import target as find_target
 from linger.verify import LEVELS, Report, verify
+from linger.weights import write_weights
 
 BATCH = 100
 IMAGES = 28_000  # seen in the float stage by default: 7 epochs of MNIST-5k
 LEARNING_RATES = {"float": 3e-3, "normalized": 1e-3, "fixed point": 5e-4}
 WEIGHT_BITS = (8, 4)
+GOLDEN = 2  # test images that the files hold, with their logits
 
 
 class Residual(nn.Module):
@@ -104,7 +106,8 @@ def run(data: str, epochs: int | None, out: Path, target: str, console: Console)
         data: "mnist", "fashion" or a directory of idx files.
         epochs: passes over the training images of the float stage, by default as many as ``IMAGES`` asks for; the other
             stages take half as many.
-        out: directory for ``model.onnx`` (8-bit weights) and ``model-4bit.onnx``.
+        out: directory for ``model.onnx`` (8-bit weights) and ``model-4bit.onnx``, which verify themselves, and the
+            checkpoints beside them.
         target: the chip, see ``linger.targets``.
         console: where to print.
 
@@ -138,8 +141,9 @@ def run(data: str, epochs: int | None, out: Path, target: str, console: Console)
             path = out / ("model.onnx" if bits == 8 else f"model-{bits}bit.onnx")
             onnx.export(
                 fixed, (test_x[:1],), path, input_names=["image"], output_names=["logits"], target=target,
-                dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+                dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}}, golden=(test_x[:GOLDEN],),
             )  # fmt: skip
+            write_weights(fixed, path.with_suffix(".safetensors"))
             task = progress.add_task(f"verify, {bits}-bit weights", total=1)
             report = verify(fixed, path, test_x, quiet=True)
             progress.advance(task)

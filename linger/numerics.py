@@ -13,8 +13,13 @@ Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact i
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -254,6 +259,32 @@ def bound_parameter(v: Tensor, bound: float | None) -> Tensor:
 
 # --- the executable specification: NumPy int64, independent of the torch text above
 
+Step = TypeVar("Step", bound=Callable[..., np.ndarray])
+_INSTEAD: ContextVar[Mapping[str, Callable[..., np.ndarray]] | None] = ContextVar("_INSTEAD", default=None)
+
+
+@contextmanager
+def instead(**steps: Callable[..., np.ndarray]) -> Iterator[None]:
+    """The reference with other steps, by name: what an implementation that rounds or saturates otherwise would compute."""
+    token = _INSTEAD.set(steps)
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
+
+
+def _replaceable(step: Step) -> Step:
+    """A step of the reference that ``instead`` may replace; ``__wrapped__`` is the step itself."""
+
+    known = len([name for name in inspect.signature(step).parameters if name != "rounding"])
+
+    @functools.wraps(step)
+    def called(*args: Any) -> np.ndarray:
+        other = (_INSTEAD.get() or {}).get(step.__name__)
+        return step(*args) if other is None else other(*args[:known])
+
+    return called  # type: ignore[return-value]
+
 
 def exponent(scale: float) -> int:
     """n of scale = 2^n.
@@ -272,6 +303,7 @@ def quantize_number(value: float, scale: float, bits: int = 8) -> int:
     return int(min(max(math.floor(value * scale + 0.5), -levels(bits) - 1), levels(bits)))
 
 
+@_replaceable
 def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (1) as the chip's Quant computes it: up to 16 bits the sum is rounded to float32 (``engine`` 3).
 
@@ -289,6 +321,7 @@ def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_
     return np.clip(v, -top, top - 1).astype(int_dtype(bits))
 
 
+@_replaceable
 def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
     v = v.astype(np.int64)
@@ -298,11 +331,21 @@ def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
 
 
+@_replaceable
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     """Clamp to ``bits`` bits and store in the type of that width."""
     return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
 
 
+@_replaceable
+def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP) -> np.ndarray:
+    """total / k, int64: half up where k is a power of two, else to the nearest, ties away from zero or toward it; or by another rule."""
+    if rounding != HALF_UP or k & (k - 1) == 0:
+        return ROUNDINGS[rounding].divided(total, k)  # type: ignore[no-any-return]
+    return np.sign(total) * ((2 * np.abs(total) + k - (0 if away else 1)) // (2 * k))  # type: ignore[no-any-return]
+
+
+@_replaceable
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
     peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))

@@ -22,13 +22,12 @@ from linger.check._words import op_name, readable
 from linger.errors import LingerError, during
 from linger.numerics import exponent
 from linger.onnx.export import DEFAULT_OPSET, build
-from linger.onnx.inputs import given
+from linger.onnx.inputs import array, given
 from linger.ops import BY_NAME, IntModule
 from linger.rounding import HALF_UP
 from linger.targets import Target, difference
 from linger.targets import target as find_target
 from linger.trace import tensors_of
-from linger.verify import array
 
 INHERITED = "what it reads changed"
 

@@ -1,4 +1,7 @@
-"""Is the file equal to the net? PyTorch eval, the NumPy runtime and ONNX Runtime at every level, element by element."""
+"""Is the file equal to the net? PyTorch eval, the NumPy runtime and ONNX Runtime at every level, element by element.
+
+A file that was exported with golden inputs is compared with the outputs it holds, and every part of it with its hash.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 
 from linger import runtime
 from linger.errors import LingerError, during
+from linger.onnx.golden import damaged, stored
+from linger.onnx.inputs import array
 from linger.swap import require_net
 from linger.trace import tensors_of
 
@@ -38,21 +43,30 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What ``verify`` found. ``differing`` counts elements per runner, "runtime" and the four levels of ONNX Runtime."""
+    """What ``verify`` found. ``differing`` counts elements per runner, "runtime" and the four levels of ONNX Runtime.
+
+    ``damaged``: parts of the file that changed since export; ``reference``: what made the expected outputs.
+    """
 
     elements: int
     differing: dict[str, int] = field(default_factory=dict)
     first: Difference | None = None
+    damaged: tuple[str, ...] = ()
+    reference: str = "PyTorch eval"
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs anywhere."""
-        return not any(self.differing.values())
+        """Whether nothing differs anywhere, and nothing of the file changed."""
+        return not (any(self.differing.values()) or self.damaged)
 
     def __str__(self) -> str:
-        if self.equal:
+        said = [f"damaged since export: {', '.join(self.damaged)}"] if self.damaged else []
+        return "; ".join(said + ([self._compared()] if self.differing else []))
+
+    def _compared(self) -> str:
+        if not any(self.differing.values()):
             levels = [name for name in self.differing if name in LEVELS]
-            ran = ["PyTorch eval", *(["linger.runtime"] if "runtime" in self.differing else [])]
+            ran = [self.reference, *(["linger.runtime"] if "runtime" in self.differing else [])]
             ran += [f"ONNX Runtime ({', '.join(levels)})"] if levels else []
             left = (
                 ""
@@ -87,17 +101,20 @@ def first_difference(expected: np.ndarray, found: np.ndarray) -> tuple[int, ...]
 
 
 def verify(
-    net: nn.Module,
-    path: str | os.PathLike[str],
-    inputs: Any,
+    net: nn.Module | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    inputs: Any = None,
     *,
     kwargs: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> Report:
     """Compare the eval forward of ``net`` with the file, in the NumPy runtime and in ONNX Runtime at every level.
 
+    ``verify("net.onnx")`` alone compares a file that was exported with ``golden=`` with the outputs that it holds, and every
+    weight and node with its hash.
+
     Args:
-        net: the net that was exported; its mode is put back afterwards.
+        net: the net that was exported, its mode is put back afterwards; or the path of a file that verifies itself.
         path: the file; dialect "standard" is compared in ONNX Runtime only, and a file written by plain
             ``torch.onnx.export``, which has no function bodies, in the runtime only: the report says so.
         inputs: what forward takes, one tensor or a tuple.
@@ -111,32 +128,59 @@ def verify(
         LingerError: the file cannot be read, or the net or the file does not run on these inputs.
     """
     with during("verify"):
-        require_net("verify", net)
-        args, kwargs = inputs if type(inputs) is tuple else (inputs,), kwargs or {}
-        proto = runtime.read(path)
-        names = [i.name for i in proto.graph.input]
-        tensors = tensors_of((args, kwargs))
-        if len(names) != len(tensors):
-            raise LingerError(f"found {len(tensors)} inputs, the file takes {', '.join(names)}; pass those of forward")
-        expected = [array(t) for t in _eval(net, args, kwargs)]
-        feed = {i.name: _typed(t, i) for i, t in zip(proto.graph.input, tensors, strict=True)}
-        runs, reference = _run(proto, os.fspath(path), feed)
-        outputs = [o.name for o in proto.graph.output]
-        differing = {where: _differing(expected, found) for where, found in runs.items()}
-        first = next(
-            (_locate(w, outputs, expected, runs[w], reference, proto, feed) for w, n in differing.items() if n), None
-        )
-        report = Report(elements=sum(e.size for e in expected), differing=differing, first=first)
+        if isinstance(net, (str, os.PathLike)) and path is None and inputs is None:
+            report = _alone(net)
+        else:
+            require_net("verify", net)
+            assert isinstance(net, nn.Module)
+            report = _against(net, path, inputs, kwargs or {})
     if not quiet:
         print(report)
     return report
 
 
-def array(t: Tensor) -> np.ndarray:
-    """A tensor of any device and type as an array; half floats as float32, since a file has no others."""
-    t = t.detach().cpu()
-    found: np.ndarray = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
-    return found
+def _against(net: nn.Module, path: Any, inputs: Any, kwargs: dict[str, Any]) -> Report:
+    args = inputs if type(inputs) is tuple else (inputs,)
+    proto = runtime.read(path)
+    names = [i.name for i in proto.graph.input]
+    tensors = tensors_of((args, kwargs))
+    if len(names) != len(tensors):
+        raise LingerError(f"found {len(tensors)} inputs, the file takes {', '.join(names)}; pass those of forward")
+    expected = [array(t) for t in _eval(net, args, kwargs)]
+    feed = {i.name: _typed(t, i) for i, t in zip(proto.graph.input, tensors, strict=True)}
+    return Report(**_compared(proto, os.fspath(path), expected, feed), damaged=damaged(proto))
+
+
+def _alone(path: str | os.PathLike[str]) -> Report:
+    """A file against what it says of itself."""
+    proto = runtime.read(path)
+    broken = damaged(proto)
+    try:
+        golden = stored(proto)
+        if golden is None:
+            raise LingerError(
+                f"{os.fspath(path)!r} holds no golden inputs, allowed alone is a file exported with golden=x; pass the net and "
+                "inputs too, linger.verify(net, path, x)"
+            )
+        found = _compared(proto, os.fspath(path), list(golden.outputs.values()), dict(golden.inputs))
+    except LingerError:
+        if not broken:
+            raise
+        found = {"elements": 0}  # a damaged file need not run
+    return Report(**found, damaged=broken, reference="the golden outputs")
+
+
+def _compared(
+    proto: onnx.ModelProto, path: str, expected: list[np.ndarray], feed: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """What every runner makes of ``feed`` against ``expected``: the first three fields of a report."""
+    runs, reference = _run(proto, path, feed)
+    outputs = [o.name for o in proto.graph.output]
+    differing = {where: _differing(expected, found) for where, found in runs.items()}
+    first = next(
+        (_locate(w, outputs, expected, runs[w], reference, proto, feed) for w, n in differing.items() if n), None
+    )
+    return {"elements": sum(e.size for e in expected), "differing": differing, "first": first}
 
 
 def _typed(t: Tensor, value: onnx.ValueInfoProto) -> np.ndarray:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 LISTED = """
 AdaptiveAvgPool1dInt AdaptiveAvgPool2dInt AvgPool1dInt AvgPool2dInt BatchNorm1dInt BatchNorm2dInt BatchNormInt
-Conv1dInt Conv2dInt ConvTranspose1dInt ConvTranspose2dInt DefaultNormalizeIntXModule DefaultQuantIntXOP EmbeddingInt
+Conv1dInt Conv2dInt ConvTranspose1dInt ConvTranspose2dInt DefaultNormalizeIntXModule DefaultQuantIntXOP Dumper EmbeddingInt
 EmptyBatchNorm GroupNormInt InstanceNorm1dInt InstanceNorm2dInt InstanceNorm3dInt LayerNormInt LinearInt LingerError
 LingerWarning NormalizeBatchNorm1d NormalizeBatchNorm2d NormalizeConv1d NormalizeConv2d NormalizeConvBN1d
 NormalizeConvBN2d NormalizeConvTranspose1d NormalizeConvTranspose2d NormalizeConvTransposeBN1d
@@ -33,10 +33,10 @@ NormalizeInstanceNorm3d NormalizeLayerNorm NormalizeLinear NormalizePReLU Normal
 QuantMode RMSNormInt ReLU6Int ScaledRoundLayer Schedule SetBnMomentumUpdate SetFunctionBmmQuant SetFunctionChannelShuffleQuant
 SetIQTensorAdd SetIQTensorCat SetIQTensorClamp SetIQTensorDiv SetIQTensorLogSoftmax SetIQTensorMul SetIQTensorSigmoid
 SetIQTensorSoftmax SetIQTensorSum SetIQTensorTanh SetIQTensorVar SetPlatFormQuant __version__ calibrate
-channel_shuffle check config disable_normalize disable_quant fit freeze_batchnorm freeze_thresholds hold_ranges
+channel_shuffle check config disable_normalize disable_quant fit fix_dequant freeze_batchnorm freeze_thresholds hold_ranges
 init iqAddLayer iqCatLayer iqClampLayer iqDivLayer iqMulLayer iqSigmoidLayer iqSubLayer iqSumLayer iqTanhLayer
 iqVarLayer limit_accumulators log normalize_layers normalize_module onnx param_groups quant_module quant_module_by_type
-quant_tensor report retarget runtime search sensitivity settings trace_layers verify
+quant_tensor report retarget runtime search sensitivity settings trace_layers verify wb_analyse why
 """
 NAMES = LISTED.split()
 
@@ -73,10 +73,17 @@ SIGNATURES = {
     "freeze_batchnorm": "net",
     "freeze_thresholds": "net, on=True",
     "limit_accumulators": "net, width",
-    "verify": "net, path, inputs, *, kwargs=None, quiet=False",
+    "verify": "net, path=None, inputs=None, *, kwargs=None, quiet=False",
     "onnx.export": "model, args=(), f=None, *, kwargs=None, input_names=None, output_names=None, opset_version=None, "
-    "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, **options",
+    "dynamic_axes=None, dynamic_shapes=None, dialect='thinker', target=None, golden=None, **options",
     "runtime.load": "path",
+    "why": "file, first, second='runtime', *, inputs=None, progress=False, quiet=False",
+    "wb_analyse": "path_or_state_dict, save_log_path='wb_analyse.log'",
+    "fix_dequant": "model_name, is_check=False",
+    "Dumper.enable_dump_quanted": "self, model, path='./dump', match_pattern='.*'",
+    "Dumper.enable_dump_model": "self, model, path='./dump', match_pattern='.*', hook_forward=None",
+    "Dumper.analyse_layer_output": "self, model, match_pattern='.*'",
+    "Dumper.save_out_analyse_log": "self, save_log_path='Analyse_layer_output.log'",
     "SetPlatFormQuant": "platform_quant=PlatFormQuant.luna_quant",
     "SetBnMomentumUpdate": "disable=True",
 } | {name: "enable=True" for name in NAMES if name.startswith(("SetIQ", "SetFunction"))}

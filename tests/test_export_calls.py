@@ -250,3 +250,12 @@ def test_qdq(everything: nn.Module, opset: int) -> None:
             away = np.abs(found - wanted.numpy())
             near = 4 / float(grid.scale) if bits < 32 else 1e-3 * float(wanted.abs().max())
             assert away.max() <= near
+
+
+def test_qdq_of_a_net_that_returns_integers() -> None:
+    net = linger.init(nn.Sequential(nn.Linear(4, 3)))
+    net.forward = lambda x: nn.Sequential.forward(net, x).argmax(-1)  # type: ignore[method-assign]
+    x = torch.randn(5, 4)
+    net(x)
+    model = linger.onnx.export(net.eval(), (x,), dialect="qdq")
+    assert session(model, "all").run(None, {model.graph.input[0].name: x.numpy()})[0].dtype == np.int64

@@ -17,11 +17,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only what stands before it here, or is part of the same package (docs/decisions/002-import-order.md).
 ORDER = """
 _version errors files settings rounding numerics histogram observe targets ops selects calls composed trace constants sites route checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
-check fit retarget report log arguments demo_data demo cli __main__ __init__
+weights analysis dumper check fit retarget report log contents differ arguments execute why demo_data demo cli __main__ __init__
 """
 RANK = {name: i for i, name in enumerate(ORDER.split())}
 READER = {"_version", "errors", "rounding", "numerics", "ops", "runtime"}  # all that running a file may need
-OPTIONAL = {"mlxtend"}  # imported where they are used: linger installs without them
+OPTIONAL = {"mlxtend", "PIL"}  # imported where they are used: linger installs without them
 LONGEST = 400
 
 
@@ -161,6 +161,10 @@ WHY_ELSEWHERE = {  # file -> why its rounding is none of rounding.py's
     "linger/ops/mask.py": "scores and additive masks brought to the output grid, on the device",
     "linger/ops/softmax.py": "the chip's probabilities brought to the output grid in place",
     "linger/ops/where.py": "a fill brought to the grid, on the device and as a number",
+    "linger/why/_arithmetic.py": "what other implementations compute: every rounding but ours",
+    "linger/why/_fits.py": "a line of least squares, rounded as the file does",
+    "linger/why/_hypotheses.py": "the float function where a chip has a table",
+    "linger/why/_runs.py": "whole numbers of a text file",
     "linger/targets/_softmax.py": "the chip's tables, as its maker rounded them",
     "linger/onnx/float_math.py": "the user's own torch.floor, torch.round and torch.trunc of float islands, as ONNX nodes",
 }

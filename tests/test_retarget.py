@@ -144,7 +144,7 @@ WRONG = {
     "no such name": (["check", "mynet:Other"], r"'mynet:Other', which cannot be imported"),
     "no net": (["check", "mynet:number"], r"mynet:number is no net"),
     "no file": (["check", "none.onnx"], r"check: there is no file 'none.onnx'"),
-    "no input": (["check", "mynet:Net", "--input", "none.npy"], r"found the input 'none.npy', allowed are"),
+    "no input": (["check", "mynet:Net", "--input", "none.npy"], r"there is no file 'none.npy'"),
     "no chip": (["check", "mynet:Net", "--target", "pluto"], r"check: target is 'pluto', allowed are venus"),
 }
 

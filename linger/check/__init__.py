@@ -18,7 +18,7 @@ from linger.check._net import Origin, built, exported, follow
 from linger.check._report import Layer, Report, Space
 from linger.check._rules import Violation, is_float, violations
 from linger.check._words import op_name, readable
-from linger.errors import during
+from linger.errors import LingerError, during
 from linger.swap import require_net
 from linger.targets import Target, half_up
 from linger.targets import target as find_target
@@ -103,6 +103,8 @@ def of_proto(
     proto: onnx.ModelProto, args: tuple[Any, ...], target: str | os.PathLike[str] | None
 ) -> tuple[File, Report]:
     """The facts of a file and the report."""
+    if not proto.graph.node:
+        raise LingerError("found a file without nodes, so it is truncated or empty; export it again")
     named = next((m.value for m in proto.metadata_props if m.key == "target"), None)
     file = facts_of(proto, _sizes(proto, args), inputs=[np.asarray(a) for a in args])
     return file, of_file(file, find_target(target or named), [])

@@ -73,6 +73,7 @@ def answer(found: Any, json: bool, text: str | None = None) -> None:
     """Print a result: a dataclass or a dict as JSON, or its text."""
     if json:
         plain = asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
-        typer.echo(js.dumps(plain, indent=2))
+        plain = {"equal": found.equal, **plain} if hasattr(found, "equal") else plain
+        typer.echo(js.dumps(plain, indent=2, allow_nan=False))
     else:
         console().print(str(found) if text is None else text, highlight=False, markup=False, soft_wrap=True)

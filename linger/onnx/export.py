@@ -17,7 +17,9 @@ from linger._version import VERSION
 from linger.errors import LingerError, LingerWarning, during
 from linger.files import whole
 from linger.onnx.builder import Builder
+from linger.onnx.golden import embed
 from linger.onnx.inputs import (
+    array,
     axes_of,
     given,
     input_names_of,
@@ -32,7 +34,7 @@ from linger.onnx.writer import UNKNOWN, Writer
 from linger.ops import IntModule
 from linger.swap import require_net
 from linger.targets import target as find_target
-from linger.trace import Graph, tensors_of
+from linger.trace import Graph, recorded, tensors_of
 
 DEFAULT_OPSET = 17  # the newest that the chip's packer was proven to read unchanged
 OPSETS = range(12, 1 + min(onnx.defs.onnx_opset_version(), 27))  # ONNX Runtime 1.32 has no QuantizeLinear of opset 28
@@ -57,6 +59,7 @@ def export(
     dynamic_shapes: Any = None,
     dialect: str = "thinker",
     target: str | os.PathLike[str] | None = None,
+    golden: Any = None,
     **options: Any,
 ) -> onnx.ModelProto:
     """Write a converted net to ``f``. Accepts the call of ``torch.onnx.export`` and leaves the live net as it is.
@@ -73,6 +76,8 @@ def export(
         dynamic_shapes: the other spelling, ``{"x": {0: torch.export.Dim("batch")}}`` or a tuple of those.
         dialect: "thinker" (the chip's, with function bodies), "standard" (no custom op) or "qdq" (not exact on ties).
         target: the chip or the path of a .toml file, by default the one given to ``init``.
+        golden: inputs that the file shall hold together with the outputs that PyTorch makes of them and a hash of every
+            part, so that ``linger.verify("net.onnx")`` needs nothing else; True for ``args``. The bytes stay the same.
         options: other arguments of ``torch.onnx.export`` that change nothing here are accepted.
 
     Returns:
@@ -89,6 +94,10 @@ def export(
             )
         if dialect not in DIALECTS:
             raise LingerError(f"dialect is {dialect!r}, allowed are {', '.join(DIALECTS)}; choose one of them")
+        if golden is not None and DIALECTS[dialect].real:
+            raise LingerError(
+                f"found golden inputs for dialect {dialect!r}, which is not exact, allowed are the others; leave them out"
+            )
         opset = DEFAULT_OPSET if opset_version is None else opset_version
         if opset not in OPSETS:
             raise LingerError(
@@ -100,11 +109,20 @@ def export(
             model, inputs, kwargs, input_names, output_names, opset, axes_of(dynamic_axes, dynamic_shapes), dialect,
             target or model.__dict__.get("_linger_target"),
         )  # fmt: skip
+        if golden is not None:
+            _embed(proto, model, *((inputs, kwargs) if golden is True else given(model, golden, None)))
         if f is not None:
             write(proto, f)
     if islands:
         warnings.warn(f"export: in float: {', '.join(islands)}", LingerWarning, stacklevel=2)
     return proto
+
+
+def _embed(proto: onnx.ModelProto, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Golden inputs, and what the eval forward makes of them, into the metadata."""
+    inputs = [array(t).copy() for t in tensors_of((args, kwargs))]
+    out = recorded(model, args, kwargs, leaf=lambda m: isinstance(m, IntModule))[1]
+    embed(proto, inputs, [array(t) for t in tensors_of(out)])
 
 
 def build(

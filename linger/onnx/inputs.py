@@ -149,3 +149,10 @@ def refuse_strange(axes: Axes, names: Sequence[str], output_names: Sequence[str]
             f"dynamic axes of {', '.join(strange)}, allowed are the inputs {', '.join(names)} and the outputs; use those "
             "names or pass input_names"
         )
+
+
+def array(t: Tensor) -> np.ndarray:
+    """A tensor of any device and type as an array; half floats as float32, since a file has no others."""
+    t = t.detach().cpu()
+    found: np.ndarray = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linger.errors import LingerError
-from linger.numerics import Grid, nearest_integer, saturate, set_grid, straight_through
+from linger.numerics import Grid, nearest_integer, rounded_mean, saturate, set_grid, straight_through
 from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, require_batch
@@ -209,14 +209,8 @@ def run(
     windows = sliding_window_view(padded, kernel_shape, axis=tuple(range(2, 2 + rank)))
     windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
     total = windows.sum(axis=tuple(range(-rank, 0)))
-    return saturate(divide(total, int(np.prod(kernel_shape)), rounding), 8 * x.dtype.itemsize)
-
-
-def divide(total: np.ndarray, k: int, rounding: str) -> np.ndarray:
-    """Equations (2), (3) on int64."""
-    if not chips_own(k, rounding):
-        return ROUNDINGS[rounding].divided(total, k)  # type: ignore[no-any-return]
-    return np.sign(total) * ((2 * np.abs(total) + k - (0 if ties_away(k) else 1)) // (2 * k))
+    k = int(np.prod(kernel_shape))
+    return saturate(rounded_mean(total, k, ties_away(k), rounding), 8 * x.dtype.itemsize)
 
 
 def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:

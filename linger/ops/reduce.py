@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linger.numerics import Grid, exponent, saturate, set_grid, shift_round, straight_through
+from linger.numerics import Grid, exponent, rounded_mean, saturate, set_grid, shift_round, straight_through
 from linger.ops._base import Op, constants, output_bits, requant_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
-from linger.ops.pool import divide, divided, division_text, pool_node
+from linger.ops.pool import divided, division_text, pool_node, ties_away
 from linger.rounding import HALF_UP
 
 
@@ -111,7 +111,7 @@ def run_mean(
     """Equation (2)."""
     total = x.astype(np.int64).sum(axis=tuple(dims), keepdims=bool(keepdim))
     k = math.prod([x.shape[d] for d in dims])
-    return saturate(divide(total, k, rounding), o_bits or 8 * x.dtype.itemsize)
+    return saturate(rounded_mean(total, k, ties_away(k), rounding), o_bits or 8 * x.dtype.itemsize)
 
 
 def _reduced(source: str, result: str, opset: int, op: str = "ReduceSum", since: int = 13) -> str:

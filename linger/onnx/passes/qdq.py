@@ -30,6 +30,8 @@ class _Rewriter:
         self.added: dict[str, TensorProto] = {}
         self.real: dict[tuple[str, float], str] = {}
         self.grids: dict[str, tuple[float, int]] = {}
+        values = [*self.graph.value_info, *self.graph.output]
+        self.plain = {v.name for v in values if v.type.tensor_type.elem_type not in INTEGERS}
 
     def constant(self, name: str, array: np.ndarray) -> str:
         self.added.setdefault(name, numpy_helper.from_array(array, name))
@@ -80,7 +82,7 @@ class _Rewriter:
         before = self.grids.get(node.input[0] if node.input else "")
         grid = (attrs["scale_o"], attrs["o_bits"]) if "scale_o" in attrs else before
         for i, result in enumerate(node.output):
-            if grid is not None and grid[1] < 32:
+            if grid is not None and grid[1] < 32 and (result not in self.plain or "scale_o" in attrs):
                 self.grids[result] = grid
                 node.output[i] = f"{result}.real"
                 self.pair(f"{result}.real", result, *grid)
