@@ -155,6 +155,19 @@ def test_what_a_net_is_called_cannot_leave_its_place(tmp_path: Path) -> None:
     assert "<script>alert" not in text
 
 
+def test_a_chip_of_a_file_that_rounds_otherwise_and_lacks_a_memory(tmp_path: Path) -> None:
+    x = torch.randn(6, 1, 8, 8)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    linger.trace_layers(net, net, x)
+    linger.init(net, target=Path(__file__).with_name("toy.toml"))
+    net(x)
+    report = linger.report(net.eval(), [x], progress=False)
+    assert report.data.summary.target == "toy"
+    assert report.data.summary.certificate.equal
+    assert [m.size for m in report.data.summary.memory][1] == 0
+    assert page(report, tmp_path)[1].all("table", id="table")
+
+
 # --- words
 
 

@@ -8,12 +8,16 @@ import zlib
 
 import pytest
 import torch
+from harness import converted, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linger.report import Layer
+from linger.floating import in_float
+from linger.ops import CASES, Case
+from linger.report import Layer, both
 from linger.report._graph import drawing
 from linger.report._worst import picture, series, worst_of
+from linger.trace import tensors_of
 
 # --- worst inputs
 
@@ -79,3 +83,20 @@ def test_a_chain_is_one_straight_line() -> None:
         for i in range(9)
     ]
     assert set(drawing(layers).lanes) == {0}
+
+
+# --- both forwards, of every op
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_both_forwards_of_every_op(case: Case) -> None:
+    """Fixed point is the net's own, float is what ``in_float`` makes, and every call comes by in both."""
+    net, x = converted(case), inputs(case, 8, 2, 0)
+    found, wanted = both(net, x, lambda net, batch: net(*batch), meters := {})
+    assert meters
+    assert not [key for key, m in meters.items() if not m.total.seen and "mask" not in key[0]]
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(tensors_of(found), tensors_of(net(*x)), strict=True))
+        with in_float(net):
+            torch.testing.assert_close(wanted, net(*x), rtol=1e-4, atol=1e-4)

@@ -111,7 +111,7 @@ def row(
     """One row."""
     main, costs = group.nodes[group.main], group.costs
     meter = source.meters.get(group.key)
-    kind = "float" if island else "fixed" if meter is not None or main.domain or main.op in BOUNDARY else "move"
+    kind = "float" if island else "move" if meter is None else "fixed"
     called = main.called if kind == "move" or island else op_name(main.op)
     cycles = [c.cycles for c in costs]
     first, last = group.nodes[0], group.nodes[-1]
