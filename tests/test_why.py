@@ -13,7 +13,7 @@ import schema
 import torch
 from torch import nn
 from typer.testing import CliRunner
-from why_faults import ARITHMETIC, Fault, seeded
+from why_faults import ARITHMETIC, Fault, seeded, shift_of, sums
 from why_nets import NETS, Made, made
 
 import linger
@@ -248,6 +248,34 @@ def test_the_reference_is_itself_again() -> None:
     model = linger.runtime.from_proto(m.proto)
     model(m.x.numpy())
     assert all(np.array_equal(model.tensors[k], v) for k, v in m.right.items())
+
+
+def test_a_chip_that_rounds_ties_to_even(tmp_path: Path) -> None:
+    """Half up is the other way there, and all other causes are computed with ties to even."""
+    (tmp_path / "even.toml").write_text('name = "even"\nlike = "arcs"\nrounding = "half_even"\n')
+    torch.manual_seed(0)
+    net, x = linger.init(nn.Sequential(nn.Linear(40, 12)), target=str(tmp_path / "even.toml")), torch.randn(60, 40)
+    net(x)
+    net[0].running_o.mul_(0.5)  # some results saturate
+    proto = linger.onnx.export(net.eval(), (x,))
+    model = linger.runtime.from_proto(proto)
+    model(x.numpy())
+    node = next(n for n in proto.graph.node if n.op_type == "LinearInt")
+    v, n = sums(node, [model.tensors[name] for name in node.input]), shift_of(node)
+    right = model.tensors[node.output[0]]
+    assert right.tolist() == np.clip(np.rint(v / 2.0**n), -128, 127).tolist()
+    forms = {
+        "tie": np.clip(np.floor(v / 2.0**n + 0.5), -128, 127),
+        "double rounding": np.clip(np.rint(np.rint(v / 8) / 2.0 ** (n - 3)), -128, 127),
+        "saturation": (np.rint(v / 2.0**n) + 128) % 256 - 128,
+        "off by one exponent": np.clip(np.rint(v / 2.0 ** (n - 1)), -128, 127),
+    }
+    for cause, wrong in forms.items():
+        found = why(proto, {**model.tensors}, {**model.tensors, node.output[0]: wrong.astype(np.int8)}, quiet=True)
+        assert (found.cause, found.certain) == (cause, True)
+    assert "up, the file rounds them to even" in str(
+        why(proto, dict(model.tensors), {**model.tensors, "0": forms["tie"]}, quiet=True)
+    )
 
 
 def test_a_recurrent_net() -> None:

@@ -139,6 +139,21 @@ def arithmetic(m: Made) -> Iterator[Fault]:
                 yield _steps(m, kind, form, node, step)
 
 
+def pairs(m: Made) -> Iterator[Fault]:
+    """uint8 times int8, two products at a time in 16 bits that saturate."""
+    for node in m.proto.graph.node:
+        if node.op_type != "LinearInt" or m.right[node.output[0]].dtype != np.int8:
+            continue
+
+        def step(x: np.ndarray, w: np.ndarray, b: np.ndarray, node: onnx.NodeProto = node) -> np.ndarray:
+            products = (x.astype(np.int64) + 128)[..., None, :] * w.astype(np.int64)
+            total = np.clip(products.reshape(*products.shape[:-1], -1, 2).sum(-1), -(2**15), 2**15 - 1).sum(-1)
+            v = total - 128 * w.astype(np.int64).sum(-1) + b
+            return clipped(halfway(v.astype(np.float64), shift_of(node)), 8).astype(np.int8)
+
+        yield _steps(m, "accumulator overflow", "pairs", node, step)
+
+
 def means(m: Made) -> Iterator[Fault]:
     """Average pools over windows that do not overlap, rounded in another way."""
     forms: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {
@@ -342,7 +357,7 @@ def weights(m: Made) -> Iterator[Fault]:
                 yield _file(m, "stored weight", f"bit {bit}", node, change)
 
 
-SEEDS = (arithmetic, means, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
+SEEDS = (arithmetic, pairs, means, quantization, scales, biases, layouts, paddings, tables, epsilons, weights)
 
 
 def seeded(name: str, every: int = 1) -> Iterator[Fault]:

@@ -6,18 +6,38 @@ Every function stands for ``shift_round(v, n)``, ``saturate(v, bits)``, ``quanti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from linger import numerics
 from linger.numerics import int_dtype, levels, reach
+from linger.rounding import HALF_UP, ROUNDINGS
 
 Step = Callable[..., np.ndarray]
+_RULE: ContextVar[str] = ContextVar("_RULE", default=HALF_UP)
+plain: dict[str, Step] = {
+    name: getattr(numerics, name).__wrapped__ for name in ("shift_round", "saturate", "quantize_array", "exact_matmul")
+}
+
+
+@contextmanager
+def rounding(rule: str) -> Iterator[None]:
+    """The rounding of the node that is computed again: ``exact`` follows it."""
+    token = _RULE.set(rule)
+    try:
+        yield
+    finally:
+        _RULE.reset(token)
+
+
 exact: dict[str, Step] = {
-    name: getattr(numerics, name).__wrapped__
-    for name in ("shift_round", "saturate", "quantize_array", "exact_matmul", "rounded_mean")
+    **plain,
+    "shift_round": lambda v, n: plain["shift_round"](v, n, _RULE.get()),
+    "quantize_array": lambda x, scale, bits: plain["quantize_array"](x, scale, bits, _RULE.get()),
 }
 
 
@@ -34,7 +54,7 @@ def _tie(down: Callable[[np.ndarray, np.ndarray], Any]) -> dict[str, Step]:
     """Ties go down where ``down(v, half up result)`` says so."""
 
     def shift_round(v: np.ndarray, n: int) -> np.ndarray:
-        up = exact["shift_round"](v, n)
+        up = plain["shift_round"](v, n)
         return up - (_half(v, n) & down(v, up))
 
     def quantize_array(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
@@ -100,7 +120,7 @@ def wrapped(v: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _quantized_wrapping(x: np.ndarray, scale: float, bits: int) -> np.ndarray:
-    v = np.clip(np.floor(x.astype(np.float64) * scale + 0.5), -(2.0**62), 2.0**62)
+    v = ROUNDINGS[_RULE.get()].entering(np.clip(x.astype(np.float64) * scale, -(2.0**61), 2.0**61), bits <= 16)
     return wrapped(v.astype(np.int64), bits).astype(int_dtype(bits))
 
 
@@ -142,9 +162,26 @@ def _rounded_to_single(v: np.ndarray) -> np.ndarray:
     return v.astype(np.float32).astype(np.int64)
 
 
+def _in_pairs(offset: int) -> dict[str, Step]:
+    """Two products are added in 16 bits that saturate; integers of the left side are stored with an offset."""
+
+    def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = a.astype(np.int64) + offset, b.astype(np.int64)
+        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        total = np.zeros(shape, np.int64)
+        for k in range(0, a.shape[-1], 2):
+            two = np.matmul(a[..., :, k : k + 2], b[..., k : k + 2, :])
+            total += np.clip(two, -(2**15), 2**15 - 1)
+        return total - offset * b.sum(-2, keepdims=True)
+
+    return {"exact_matmul": exact_matmul}
+
+
 NARROW: dict[str, dict[str, Step]] = {
     "24 bits wrap around": _before_rounding(lambda v: wrapped(v, 24)),
     "int16 wraps around": _before_rounding(lambda v: wrapped(v, 16)),
+    "pairs of products saturate at 16 bits": _in_pairs(0),
+    "pairs of products saturate at 16 bits, the input with an offset of 128 (uint8, x86 without VNNI)": _in_pairs(128),
     "int16 saturates": _before_rounding(lambda v: np.clip(v, -(2**15), 2**15 - 1)),
 }
 WIDE: dict[str, dict[str, Step]] = {

@@ -12,7 +12,9 @@ from onnx import helper
 
 from linger import runtime
 from linger.errors import LingerError
-from linger.numerics import instead, shift_round
+from linger.numerics import instead
+from linger.rounding import HALF_UP
+from linger.why._arithmetic import exact, rounding
 
 Inputs = list[Any]
 Steps = Mapping[str, Callable[..., np.ndarray]]
@@ -52,7 +54,7 @@ class Segment:
                 warnings.simplefilter("ignore")
                 if attrs or op_type:
                     step = self.model.step(_changed(node, attrs or {}, op_type))
-                with instead(**(steps or {})):
+                with rounding(_rule(node)), instead(**(steps or {})):
                     tensors.update(_run(node, step, tensors, inputs))
                 for later, run in zip(self.nodes[at + 1 :], self.steps[at + 1 :], strict=True):
                     tensors.update(_run(later, run, tensors))
@@ -70,7 +72,7 @@ class Segment:
         def watched(v: np.ndarray, n: int) -> np.ndarray:
             if isinstance(v, np.ndarray) and v.shape == out.shape:
                 sums.append((v, int(n)))
-            return shift_round.__wrapped__(v, n)  # type: ignore[attr-defined,no-any-return]
+            return exact["shift_round"](v, n)
 
         self.again(at, steps={"shift_round": watched})
         attrs = {a.name: _value(a) for a in node.attribute}
@@ -122,6 +124,10 @@ def _run(node: onnx.NodeProto, step: Any, tensors: Mapping[str, Any], inputs: In
     out = step(*given)
     made = out if isinstance(out, tuple) else (out,)
     return {name: np.asarray(value) for name, value in zip(node.output, made, strict=False) if name}
+
+
+def _rule(node: onnx.NodeProto) -> str:
+    return next((a.s.decode() for a in node.attribute if a.name == "rounding"), HALF_UP)
 
 
 def _value(a: onnx.AttributeProto) -> Any:

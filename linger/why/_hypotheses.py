@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from linger.numerics import levels, shift_round
+from linger.rounding import HALF_EVEN
 from linger.targets import TARGETS
 from linger.why import _layout
 from linger.why._arithmetic import CUTS, NARROW, SATURATIONS, TIES, WIDE, Step, twice
@@ -45,6 +46,8 @@ class Hypothesis:
 
 def _ties(view: View) -> str:
     """How the file rounds them: a mean over no power of two has the chip's own rule."""
+    if view.attrs.get("rounding") == HALF_EVEN:
+        return "to even"
     return "as the chip's reciprocal makes them" if "Pool" in view.op or view.op == "iqMean" else "up"
 
 
