@@ -314,7 +314,7 @@ def test_the_command_writes_what_it_is_asked_for(exported: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["lstm.onnx"], "found no --input"), (["gone.onnx", "-i", "1,9,8"], "there is no file"),
+        (["lstm.onnx"], "found no --input and no --data"), (["gone.onnx", "-i", "1,9,8"], "there is no file"),
         (["lstm.onnx", "-i", "1,9,7"], "allowed is (batch, 9, 8)"), (["lstm.onnx", "-i", "1,9,8", "--html", "x.html", "--language", "fr"], "en, zh"),
     ],
 )  # fmt: skip
