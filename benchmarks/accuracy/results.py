@@ -130,6 +130,6 @@ def _aim(results: Results, task: str, kind: str, way: str, bits: Bits, most: flo
     lost = {w: -statistics.mean(found) for w in ways if (found := results.losses(task, w, bits))}
     if way not in lost:
         return "-"
-    best = min(lost, key=lambda w: lost[w])
+    best = min(sorted(lost), key=lambda w: lost[w])
     met = "met" if lost[way] <= most else "missed"
     return f"{met}: {lost[way]:.2f}; best {lost[best]:.2f} ({best.partition(', ')[2] or best})"
