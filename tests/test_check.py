@@ -223,16 +223,21 @@ def test_widths_are_those_of_init() -> None:
 
 
 def test_a_file_with_dynamic_axes(tmp_path: Path) -> None:
-    net, x = linger.init(Small()), torch.randn(2, 8, 16, 16)
+    """Without an input, one sample; any other axis has to be given."""
+    net, x, path = linger.init(Small()), torch.randn(2, 8, 16, 16), tmp_path / "net.onnx"
     net(x)
-    linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx", dynamic_axes={"x": {0: "batch"}})
+    linger.onnx.export(net.eval(), (x,), path, dynamic_axes={"x": {0: "batch"}})
+    assert linger.check(path, target="venus", quiet=True).layers == linger.check(path, x[:1], quiet=True).layers
+    assert linger.check(path, x, target="venus", quiet=True).layers[0].output[0] == 2
+    assert linger.check(path, x[:1].numpy(), target="arcs", quiet=True).ok
+    rows = linger.init(nn.Sequential(nn.Conv1d(4, 4, 3)))
+    rows(torch.randn(1, 4, 9))
+    linger.onnx.export(rows.eval(), (torch.randn(1, 4, 9),), path, dynamic_axes={"input": {2: "length"}})
     with pytest.raises(
-        LingerError, match=r"^check: found the dynamic axis 'batch', allowed are fixed sizes; pass an input"
+        LingerError, match=r"^check: found the dynamic axis 'length', allowed are fixed sizes; pass an input"
     ):
-        linger.check(tmp_path / "net.onnx", quiet=True)
-    report = linger.check(tmp_path / "net.onnx", x[:1].numpy(), target="arcs", quiet=True)
-    assert report.ok
-    assert report.layers[0].input == (1, 8, 16, 16)
+        linger.check(path, quiet=True)
+    assert linger.check(path, torch.randn(1, 4, 20), quiet=True).layers[0].output == (1, 4, 18)
 
 
 WRONG = {

@@ -149,8 +149,9 @@ def spaces(file: File, chip: Target) -> tuple[Space, ...]:
 
 
 def _sizes(proto: onnx.ModelProto, args: tuple[Any, ...]) -> dict[str, int]:
-    """Named axes -> their sizes in the arrays given."""
-    found: dict[str, int] = {}
+    """Named axes -> their sizes in the arrays given; one sample where the first axis of an input has only a name."""
+    leading = [value.type.tensor_type.shape.dim[:1] for value in proto.graph.input]
+    found = {d.dim_param: 1 for first in leading for d in first if d.dim_param}
     for value, given in zip(proto.graph.input, args, strict=False):
         for d, size in zip(value.type.tensor_type.shape.dim, given.shape, strict=False):
             if d.dim_param:
