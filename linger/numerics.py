@@ -13,13 +13,8 @@ Because the scale is a power of two, ``x * scale`` and ``q / scale`` are exact i
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +24,7 @@ from torch.autograd.function import BackwardCFunction
 from linger.eager import BLOCK, LEAST, at_hand, blocks, power, power_below, power_near, widest
 from linger.errors import LingerError
 from linger.rounding import HALF_UP, ROUNDINGS
+from linger.steps import replaceable
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
@@ -138,22 +134,6 @@ def best_weight_scale(weight: Tensor, bits: int) -> Tensor:
     return torch.stack(scales)[errors.argmin()]
 
 
-def scalar_scale(value: float, bits: int = 8) -> float:
-    """``scale_from_weight`` of one Python number.
-
-    Raises:
-        LingerError: it is NaN or infinite.
-    """
-    if not math.isfinite(value):
-        raise LingerError(
-            f"found the number {value}, allowed are finite ones; use torch.where or a mask outside fixed point"
-        )
-    if value == 0:
-        return 2.0**bits
-    ratio = min(max(levels(bits) / abs(value), COARSEST), FINEST)
-    return math.ldexp(0.5, math.frexp(ratio)[1])
-
-
 # --- fake quantization: one autograd function, no host synchronisation, no branch on values of a device
 
 
@@ -165,15 +145,17 @@ def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP, out
 def saturated(v: Tensor, q: Tensor) -> Tensor:
     """Where v and q differ, one byte per element; ``v`` may be overwritten.
 
-    Without a compiler, comparisons that make a bool and ``torch.where`` are far slower on CPUs than arithmetic on floats.
+    On CPUs a bool costs more than all the rest: PyTorch compares slowly, and inductor's loops store bools one by one.
     """
-    return v.ne_(q).to(torch.int8) if at_hand(v) else v != q
+    if at_hand(v):
+        return v.ne_(q).to(torch.int8)
+    return (v - q).clamp(-1, 1).to(torch.int8) if v.is_cpu else v != q
 
 
 def passed(gradient: Tensor, outside: Tensor) -> Tensor:
     """The gradient, exactly zero where ``outside``, a result of ``saturated``."""
-    if outside.dtype == torch.bool:
-        return torch.where(outside, 0, gradient)
+    if not at_hand(gradient):
+        return torch.where(outside != 0, 0, gradient)
     out = torch.empty_like(gradient)
     for g, mask, result in blocks(gradient, outside, out):
         torch.ops.aten.hardtanh_backward(g, mask.to(g.dtype), -0.5, 0.5, grad_input=result)
@@ -340,32 +322,6 @@ def bound_parameter(v: Tensor, bound: float | None) -> Tensor:
 
 # --- the executable specification: NumPy int64, independent of the torch text above
 
-Step = TypeVar("Step", bound=Callable[..., np.ndarray])
-_INSTEAD: ContextVar[Mapping[str, Callable[..., np.ndarray]] | None] = ContextVar("_INSTEAD", default=None)
-
-
-@contextmanager
-def instead(**steps: Callable[..., np.ndarray]) -> Iterator[None]:
-    """The reference with other steps, by name: what an implementation that rounds or saturates otherwise would compute."""
-    token = _INSTEAD.set(steps)
-    try:
-        yield
-    finally:
-        _INSTEAD.reset(token)
-
-
-def _replaceable(step: Step) -> Step:
-    """A step of the reference that ``instead`` may replace; ``__wrapped__`` is the step itself."""
-
-    known = len([name for name in inspect.signature(step).parameters if name != "rounding"])
-
-    @functools.wraps(step)
-    def called(*args: Any) -> np.ndarray:
-        other = (_INSTEAD.get() or {}).get(step.__name__)
-        return step(*args) if other is None else other(*args[:known])
-
-    return called  # type: ignore[return-value]
-
 
 def exponent(scale: float) -> int:
     """n of scale = 2^n.
@@ -384,7 +340,7 @@ def quantize_number(value: float, scale: float, bits: int = 8) -> int:
     return int(min(max(math.floor(value * scale + 0.5), -levels(bits) - 1), levels(bits)))
 
 
-@_replaceable
+@replaceable
 def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (1) as the chip's Quant computes it: up to 16 bits the sum is rounded to float32 (``engine`` 3).
 
@@ -402,7 +358,7 @@ def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_
     return np.clip(v, -top, top - 1).astype(int_dtype(bits))
 
 
-@_replaceable
+@replaceable
 def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
     v = v.astype(np.int64)
@@ -412,13 +368,13 @@ def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
 
 
-@_replaceable
+@replaceable
 def saturate(v: np.ndarray, bits: int) -> np.ndarray:
     """Clamp to ``bits`` bits and store in the type of that width."""
     return np.clip(v, -levels(bits) - 1, levels(bits)).astype(int_dtype(bits))
 
 
-@_replaceable
+@replaceable
 def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP) -> np.ndarray:
     """total / k, int64: half up where k is a power of two, else to the nearest, ties away from zero or toward it; or by another rule."""
     if rounding != HALF_UP or k & (k - 1) == 0:
@@ -426,7 +382,7 @@ def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP)
     return np.sign(total) * ((2 * np.abs(total) + k - (0 if away else 1)) // (2 * k))  # type: ignore[no-any-return]
 
 
-@_replaceable
+@replaceable
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
     peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))

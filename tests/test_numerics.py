@@ -35,11 +35,11 @@ from linger.numerics import (
     quantize_number,
     reach,
     saturate,
-    scalar_scale,
     scale_from_running,
     scale_from_weight,
     shift_round,
 )
+from linger.ops._site import scalar_scale
 from linger.ops._weighted import room_for_bias, room_for_sum, split_form
 from linger.rounding import divide_half_up, divided_half_up
 

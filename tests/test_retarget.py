@@ -114,7 +114,18 @@ def test_check_as_json(tmp_path: Path) -> None:
     assert [layer["name"] for layer in said["layers"]] == ["0"]
 
 
-NET = "import torch\nNet = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7))\nnumber = 5\n"
+NET = """
+import torch
+
+weights = torch.arange(588.0).sin().reshape(4, 3, 7, 7)  # of every net the same, so that the sums are
+number = 5
+
+
+def Net():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, bias=False))
+    net[0].weight.data.copy_(weights)
+    return net
+"""
 
 
 def test_check_of_a_net_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

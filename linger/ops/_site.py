@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linger.errors import LingerError
-from linger.numerics import WIDEST, grid_of, int_dtype, quantize_number, scalar_scale
+from linger.numerics import COARSEST, FINEST, WIDEST, grid_of, int_dtype, levels, quantize_number
 from linger.observe import recomputing
 from linger.ops._base import IntModule
 from linger.ops._lowered import Lowered, Operand
@@ -68,6 +69,22 @@ class Site(IntModule):
         value = quantize_number(x, scale, width) / scale
         reference = self.running("o")
         return reference.new_full((), value), reference.new_full((), scale)
+
+
+def scalar_scale(value: float, bits: int = 8) -> float:
+    """``scale_from_weight`` of one Python number.
+
+    Raises:
+        LingerError: it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise LingerError(
+            f"found the number {value}, allowed are finite ones; use torch.where or a mask outside fixed point"
+        )
+    if value == 0:
+        return 2.0**bits
+    ratio = min(max(levels(bits) / abs(value), COARSEST), FINEST)
+    return math.ldexp(0.5, math.frexp(ratio)[1])
 
 
 def number_width(bits: int) -> int:

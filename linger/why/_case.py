@@ -12,8 +12,8 @@ from onnx import helper
 
 from linger import runtime
 from linger.errors import LingerError
-from linger.numerics import instead
 from linger.rounding import HALF_UP
+from linger.steps import instead
 from linger.why._arithmetic import exact, rounding
 
 Inputs = list[Any]
