@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
@@ -25,15 +27,22 @@ def machine() -> str:
     )
 
 
-def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2) -> dict[str, float]:
-    """Median seconds of each task; every round runs all of them once, so that a slow moment hits all alike."""
+def clock() -> float:
+    """Seconds of the processor on one thread, since others may use the cores; else of the wall."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def interleaved(
+    tasks: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2, now: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each task, as ``now`` counts them; every round runs all of them once, so that a slow moment hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for i in range(warm + rounds):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = now()
             task()
             if i >= warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(now() - start)
     return {name: statistics.median(seen) for name, seen in times.items()}
 
 
@@ -47,3 +56,9 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> N
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def write(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """The machine and the unrounded figures as JSON; None writes nothing."""
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", "utf-8")

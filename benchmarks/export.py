@@ -1,7 +1,11 @@
-"""Time to convert and to export a net, and to evaluate the file in ONNX Runtime and in ``linger.runtime``."""
+"""Time to convert and to export a net, and to evaluate the file in ONNX Runtime and in ``linger.runtime``.
+
+``python -m benchmarks.export [names] [--json FILE]``
+"""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -11,14 +15,14 @@ import onnx
 import torch
 
 import linger
-from benchmarks._common import interleaved, show
+from benchmarks._common import interleaved, show, write
 from linger.verify import session
 from tests.nets import NETS
 
 BATCH, ROUNDS = 8, 7
 
 
-def row(name: str, folder: Path) -> tuple[str, ...]:
+def row(name: str, folder: Path) -> dict[str, Any]:
     """One net of ``tests/nets.py``: seconds to convert and export, then evaluation against the float net in PyTorch."""
     make, shape = NETS[name]
     x = torch.randn(BATCH, *shape)
@@ -44,17 +48,26 @@ def row(name: str, folder: Path) -> tuple[str, ...]:
             },
             ROUNDS,
         )
-    ratios = [f"{seconds[key] / seconds['float']:.2f}" for key in ("eval", "onnx", "runtime")]
-    return name, f"{converted - start:.2f} s", f"{exported - begun:.2f} s", *ratios
+    found: dict[str, Any] = {"net": name, "convert_s": converted - start, "export_s": exported - begun}
+    return found | {key: seconds[key] / seconds["float"] for key in ("eval", "onnx", "runtime")}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print one row per net."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(NETS))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row(name, Path(folder)) for name in NETS]
+        found = [row(name, Path(folder)) for name in given.names]
+    rows = [
+        (r["net"], f"{r['convert_s']:.2f} s", f"{r['export_s']:.2f} s", *(f"{r[k]:.2f}" for k in ("eval", "onnx", "runtime")))
+        for r in found
+    ]  # fmt: skip
     columns = ("net", "convert", "export", "PyTorch eval / float", "ONNX Runtime / float", "linger.runtime / float")
     show(f"export and evaluation, batch {BATCH}; float is PyTorch's float net", columns, rows)
+    write(given.json, found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import linger
-from benchmarks._common import machine, show
+from benchmarks._common import clock, show, write
 from tests.nets import NETS
 
 BATCH = 16
@@ -75,7 +74,6 @@ def step_of(net: nn.Module, x: Tensor, source: nn.Module | None = None) -> Calla
 def ratios(a: Callable[[], object], b: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Median of b's time over a's in interleaved runs, and a's median; at least 7 rounds."""
     found: list[tuple[float, float]] = []
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter  # others may use the cores
     start = time.perf_counter()
     for _ in range(3):
         a(), b()
@@ -129,7 +127,7 @@ def row(name: str, compile: bool, seconds: float) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print one row per net."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(MAKERS))
@@ -137,7 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch._dynamo.config.allow_rnn = True
     torch.manual_seed(0)
@@ -149,8 +147,7 @@ def main() -> None:
     ]  # fmt: skip
     columns = ("net", "float", "eager", "compiled", "peak memory", "kernels", "eval")
     show(f"training step, batch {BATCH}: fixed point over float, each in its own mode", columns, rows)
-    if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "rows": found}, indent=1))
+    write(given.json, found)
 
 
 if __name__ == "__main__":
