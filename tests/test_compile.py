@@ -1,11 +1,13 @@
 """``torch.compile(net, fullgraph=True)``: the same integers, the same gradients, one graph for all steps.
 
-Back end ``aot_eager`` needs no C++ compiler; the nets that take long to trace and ``inductor`` are marked slow.
+Back end ``aot_eager`` needs no C++ compiler; the nets that take long to trace and ``inductor`` are marked slow, but for one test
+of every function that runs wherever there is a compiler.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,10 @@ import pytest
 import torch
 from test_exactness import converted, grow
 from test_training import MAKERS, batches, fixed, same_state, sgd, step, trained
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import linger
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
@@ -138,3 +143,37 @@ def test_inductor(name: str) -> None:
         for x in batches(shape, 8, 3):
             assert torch.equal(fast(x), net(x))
     check_training(name, "inductor", bit_for_bit=False)
+
+
+class Functions(nn.Module):
+    """(N, 8, 24) -> every kind of arithmetic that is more than a sum, each on the result of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.groups = nn.Linear(24, 24), nn.LayerNorm(24), nn.GroupNorm(2, 8)
+        self.rms, self.prelu = nn.RMSNorm(24), nn.PReLU()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.into(x)
+        tables = [f(y) for f in (torch.tanh, torch.sigmoid, F.silu, F.gelu, torch.exp, F.softplus, torch.sin, F.glu)]
+        rows = [f(y) for f in (self.norm, self.groups, self.rms, lambda v: v.softmax(-1), lambda v: v.log_softmax(-1))]
+        clamps = [F.hardtanh(y, -0.3, 0.7), y.clamp(min=0.1), y.abs(), y.sign(), self.prelu(y), y.cumsum(1), y / 3]
+        spread = [y.mean(1), y.sum(1), y.var(1), torch.where(y > 0, y, -1.0), torch.maximum(y, x), y @ y.transpose(1, 2)]
+        return [*tables, *rows, *clamps, *spread, F.avg_pool1d(y, 3), F.scaled_dot_product_attention(y, y, y)]
+
+
+COMPILER = [] if shutil.which("g++") or shutil.which("clang++") else [pytest.mark.slow]  # where it would be an error
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("chip", [pytest.param(c, marks=COMPILER) for c in ("venus", "venusa")])
+def test_every_function_in_the_default_back_end(chip: str) -> None:
+    """The loops that inductor writes give the integers of eager, each function by itself."""
+    net = linger.init(Functions(), target=chip, limits=False)
+    for x in torch.randn(2, 3, 8, 24):
+        net(x)
+    fast = compiled(net.eval(), "inductor")
+    with torch.no_grad():
+        for x in torch.randn(2, 3, 8, 24) * 2:
+            unlike = [i for i, (a, b) in enumerate(zip(fast(x), net(x), strict=True)) if not torch.equal(a, b)]
+            assert not unlike

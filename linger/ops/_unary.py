@@ -89,6 +89,15 @@ class _Lookup(torch.autograd.Function):
         return slopes.index_select(0, positions(q)).view(q.shape).mul_(grads[0]), None, None, None
 
 
+def levels_from_zero(bits: int, device: torch.device) -> Tensor:
+    """The levels of ``bits`` bits as float64 in the order of ``positions``: 0, 1, ..., -2, -1.
+
+    Not by a cast that wraps around: inductor's loops do not wrap.
+    """
+    k = torch.arange(2**bits, dtype=torch.float64, device=device)
+    return torch.where(k < 2 ** (bits - 1), k, k - 2**bits)
+
+
 def positions(q: Tensor) -> Tensor:
     """Levels (int8 or int16) as positions in a table that starts at level 0."""
     if q.dtype == torch.int8:
@@ -135,7 +144,7 @@ class UnarySite(Site):
         x, scale = self.operand(x, "x", bits)
         with torch.no_grad():
             q = (x * scale).to(torch.int8 if bits == 8 else torch.int16)
-            k = torch.arange(2**bits, device=x.device).to(q.dtype).double()
+            k = levels_from_zero(bits, x.device)
             v = k / scale.double()
             line, rest = self.parts(function, said, k, v, scale)
             s_o = self.output_scale(function, q, k, rest if line is None else line + rest, bits)

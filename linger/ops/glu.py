@@ -23,7 +23,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
-from linger.ops._unary import WIDEST_TABLE, gather_text, positions
+from linger.ops._unary import WIDEST_TABLE, gather_text, levels_from_zero, positions
 from linger.targets import Pwl, known
 
 FRACTION = 15  # bits of s
@@ -66,7 +66,7 @@ class GluSite(Site):
     def gates(self, scale: Tensor, bits: int, q: Tensor) -> Tensor:
         """Equation (1) for every level, from level 0 on, the negative ones last."""
         table = _sigmoid_of(self.chip)
-        k = torch.arange(2**bits, device=q.device).to(q.dtype).double()
+        k = levels_from_zero(bits, q.device)
         return torch.floor(torch_values(k, scale, table) * 2.0 ** (FRACTION - table.y_fraction) + 0.5).float()
 
     def lower(self, operands: tuple[Operand, ...], out: Operand, call: Mapping[Any, Any]) -> tuple[Lowered, ...]:
