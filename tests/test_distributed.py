@@ -61,11 +61,11 @@ class WithNorms(nn.Module):
         return self.fc(self.alone(y * y).mean((2, 3)))
 
 
-def fixed(make: Callable[[], nn.Module] = Net) -> nn.Module:
+def fixed(make: Callable[[], nn.Module] = Net, **options: Any) -> nn.Module:
     torch.manual_seed(0)
     net = make()
     linger.trace_layers(net, net, torch.randn(2, 3, 8, 8))
-    return linger.init(net)
+    return linger.init(net, **options)
 
 
 def data(steps: int, size: int = 8) -> list[Tensor]:
@@ -136,6 +136,18 @@ def synced(rank: int, folder: Path) -> Any:
     return net.state_dict()
 
 
+def learned(rank: int, folder: Path) -> Any:
+    """Three steps with learned thresholds that the first batch starts, in groups of their own; and a file."""
+    net = fixed(observe="learned")
+    net(half(data(1)[0], rank))
+    parallel = DistributedDataParallel(net, find_unused_parameters=False)
+    optimizer = torch.optim.SGD(linger.param_groups(net, lr=0.05), momentum=0.9)
+    for x in data(3):
+        step(parallel, optimizer, half(x, rank))
+    linger.onnx.export(net.eval(), (data(1)[0],), folder / f"learned{rank}.onnx")
+    return net.state_dict()
+
+
 def uneven(rank: int, folder: Path, held: bool) -> Any:
     """Rank 1 has two batches more than rank 0: (steps taken, the error, the state)."""
     net = fixed()
@@ -176,6 +188,7 @@ SCENARIOS: dict[str, Callable[[int, Path], Any]] = {
     "first batch": first_batch,
     "halves": halves,
     "synced": synced,
+    "learned": learned,
     "held": functools.partial(uneven, held=True),
     "sharded": sharded,
     "following": functools.partial(uneven, held=False),
@@ -256,6 +269,18 @@ def test_sync_batchnorm_folds_normalizes_and_exports(tmp_path: Path) -> None:
     assert type(nets["sync"].alone) is linger.SyncBatchNormInt
     assert_equal(nets["plain"].state_dict(), nets["sync"].state_dict())
     assert (tmp_path / "plain.onnx").read_bytes() == (tmp_path / "sync.onnx").read_bytes()
+
+
+def test_learned_thresholds_are_the_same_on_every_rank(found: Any) -> None:
+    """They start from the batches of all ranks, move with the averaged gradients, and give two files of the same bytes."""
+    first, second = found["learned"]
+    assert_equal(first, second)
+    start = fixed(observe="learned")
+    start(data(1)[0])
+    moved = [k for k, v in start.state_dict().items() if ".log2_" in k and not torch.equal(v, first[k])]
+    assert len(moved) >= 6
+    files = [(found["folder"] / f"learned{rank}.onnx").read_bytes() for rank in range(RANKS)]
+    assert files[0] == files[1]
 
 
 # --- ranks with more data than others
