@@ -161,6 +161,7 @@ def trace_layers(
         "sigmoid": (ahead_conv_sigmoid, False, ahead_linear_sigmoid),
     }
     _mark(below, graph, fused, flags)
+    _note_shapes(below, graph)
     plan = checkpoint.plan_of(root_model)
     outer, places = {module: name for name, module in names.items()}, places_of(root_model)
     for conv, bn in fused:
@@ -194,6 +195,14 @@ def _mark(
             last = followed.get(ends.get(name, name), set())
             if wanted and last and last <= ops:
                 setattr(module, f"_linger_ahead_{what}", True)
+
+
+def _note_shapes(below: dict[str, nn.Module], graph: Graph) -> None:
+    """Every layer's first input as one sample, for the limits of a chip."""
+    for node in reversed(graph.nodes):
+        inputs = node.inputs()
+        if node.module in below and inputs and inputs[0].shape:
+            below[node.module]._linger_shape = (1, *map(int, inputs[0].shape[1:]))  # type: ignore[assignment]
 
 
 def _fuse(places: Places, conv: Any, bn: Any, conv_name: str, bn_name: str) -> checkpoint.Pair:

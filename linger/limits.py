@@ -1,4 +1,5 @@
-"""What ``init`` refuses for a target: layers whose own numbers, without an input, are beyond what the chip can run."""
+"""What ``init`` refuses for a target: layers that are beyond what the chip can run, by their own numbers and, in a traced net, by
+the shape of their input."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ from linger.targets._words import said
 
 
 def facts_of(layer: Any) -> Facts:
-    """A fixed-point twin as limits see it, with an input of which only the number of channels is known."""
+    """A fixed-point twin as limits see it, with the input of one sample that tracing saw, or of which the channels are known."""
     product, weight = layer.product(), tuple(layer.weight.shape)
     channels = weight[0] if product.transposed else weight[1] * product.groups
-    rank = len(weight) - 2
-    attrs = product.attrs(weight, Operand(scale=1.0, bits=8, shape=(1, channels, *[1] * rank)))
+    seen = layer.__dict__.get("_linger_shape", ())
+    shape = seen if seen and len(weight) in (2, len(seen)) else (1, channels)
+    whole = (*shape, *[1] * (len(weight) - len(shape)))
+    attrs = product.attrs(weight, Operand(scale=1.0, bits=8, shape=whole))
     attrs["parameter_bits"] = layer.parameter_bits
     return Facts(
-        op=layer.op_type, shapes=((1, channels), weight), out=(), attrs=attrs, bits=(layer.data_bits,), out_bits=layer.out_bits
+        op=layer.op_type, shapes=(shape, weight), out=(), attrs=attrs, bits=(layer.data_bits,), out_bits=layer.out_bits
     )  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import linger
 from linger.errors import LingerError
@@ -162,3 +164,31 @@ def test_init_sees_convolutions_with_their_batch_normalization() -> None:
     linger.trace_layers(net, net, torch.randn(1, 3, 9, 9))
     with pytest.raises(LingerError, match=r"^init: arcs does not run 0 \(kernel 7, allowed 1 to 5\)"):
         linger.init(net, target="arcs")
+
+
+class Large(nn.Module):
+    """(N, 64, 20, W) -> (N, 16, W - 4, 4)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 8, 3)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.last(F.relu(self.bn(self.conv(x)))).permute(0, 2, 3, 1))
+
+
+def test_a_traced_net_is_refused_for_the_shapes_too_all_at_once() -> None:
+    """One sample of the batch that was traced counts; without a trace there are no shapes to look at."""
+    linger.init(Large(), target="venus")
+    messages = []
+    for width, batch, said in ((150, 16, False), (400, 1, True), (400, 16, True)):
+        net = Large()
+        linger.trace_layers(net, net, torch.randn(batch, 64, 20, width))
+        with pytest.raises(LingerError, match=r"^init: venus does not run .*fc \(input of 4 dimensions") as error:
+            linger.init(net, target="venus")
+        rows = r"(conv|last) \([\d.]+ KB of input rows under one kernel, allowed at most 64 KB"
+        assert re.findall(rows, str(error.value)) == (["conv", "last"] if said else [])
+        messages.append(str(error.value))
+        assert linger.init(net, target="venus", limits=False)
+    assert messages[1] == messages[2], "a chip takes one sample at a time, whatever the training takes"
