@@ -65,8 +65,8 @@ def aligned(value: int, multiple: int) -> int:
 
 
 def _product(factors: tuple[int, ...], align: Numbers) -> Numbers:
-    multiples = (*align, *[1] * (len(factors) - len(align)))
-    return (math.prod(aligned(v, n) for v, n in zip(factors, multiples, strict=True)),)
+    multiples = (*align, *[1] * len(factors))
+    return (math.prod(aligned(v, n) for v, n in zip(factors, multiples, strict=False)),)
 
 
 def _width(f: Facts) -> int:
