@@ -127,3 +127,11 @@ def test_what_the_engine_makes_of_an_op(row: tuple[str, str]) -> None:
     found = {v.op: (v.kind, v.way) for v in report.violations if v.of in ("op", "status")}
     assert found[row[1]][0] == kind
     assert found[row[1]][1].startswith(way)
+
+
+@pytest.mark.parametrize("chip", [*TARGETS, "mars"])
+def test_nothing_is_to_do_only_where_the_engine_splits(chip: str) -> None:
+    """Depthwise weights that are too large do not run: there is something to do."""
+    refused = [limit for limit in known(chip).limits if limit.kind != "split"]
+    assert len(refused) > 50
+    assert not [limit for limit in refused if "nothing to do" in (limit.way or WAYS[limit.of])]

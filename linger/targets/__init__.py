@@ -55,9 +55,7 @@ def known(name: str | os.PathLike[str]) -> Target:
 
 
 def _read(path: str) -> Target:
-    made = load(path, known)
-    if made.name in BUILT_IN:
-        raise LingerError(f"{path}:1: found the name {made.name!r}, allowed are names of no other chip; rename it")
+    made = load(path, known, BUILT_IN)
     _KNOWN[made.name] = made
     return made
 

@@ -172,6 +172,11 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
 }  # fmt: skip
 
 
+ALIGNED = {
+    "row_bytes": 2, "input_bytes": 2, "kernel_bytes": 4, "weight_bytes": 2, "left_bytes": 2, "right_bytes": 2,
+}  # measure -> how many of its factors are rounded up to multiples  # fmt: skip
+
+
 def depthwise(f: Facts) -> bool:
     """One filter per channel."""
     return f.ints("group", 1)[0] > 1 and f.ints("group", 1)[0] == f.x[1]
