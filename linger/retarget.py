@@ -70,7 +70,7 @@ class Changes:
         changed = sum(c.changed for c in self.outputs)
         said = f"{self.source} -> {self.target}: {changed} of {self.elements} output elements change"
         console.print(said, highlight=False, soft_wrap=True)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
 def retarget(

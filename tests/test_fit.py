@@ -72,6 +72,7 @@ REWRITTEN: dict[str, tuple[str, Make]] = {
     "adaptive pool of a sequence": ("venus", lambda: (Net(nn.AdaptiveAvgPool1d(2)), (1, 4, 8))),
     "deconvolution in groups": ("venus", lambda: (Net(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2)), (1, 4, 5, 5))),
     "max pool": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.MaxPool2d((8, 6))), (1, 3, 16, 12))),
+    "adaptive pool of an image": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(2)), (1, 3, 16, 16))),
     "average pool": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.AvgPool2d(8)), (1, 3, 16, 16))),
 }  # fmt: skip
 SMALL = 'name = "small"\nlike = "venus"\n[limits]\nMaxPool = [{of = "kernel", high = 4}]\nAvgPool2dInt = [{of = "kernel", high = 4}]\n'

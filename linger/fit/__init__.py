@@ -121,7 +121,7 @@ def _cases(net: nn.Module, chip: Target, report: Report, graph: Graph) -> list[C
         bn = _follower(graph, called[name], modules)
         found[name] = Case(
             name=name, layer=layer, violation=v, chip=chip, shape=called[name].inputs()[0].shape, follower=bn or "",
-            bn=modules[bn] if bn else None,  # type: ignore[arg-type]
+            bn=modules[bn] if bn else None,
         )  # fmt: skip
     return list(found.values())
 

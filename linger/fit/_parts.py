@@ -80,7 +80,7 @@ class KernelParts(Rewritten):
         for conv, (r, c) in zip(self.layers(), self.parts, strict=True):
             part = conv(x[:, :, r.cut :, c.cut :])[:, :, r.lead : r.lead + height, c.lead : c.lead + width]
             total = part if total is None else total + part
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 def kernel_parts(layer: nn.Conv2d, largest: int, most_pad: int) -> nn.Module | None:
