@@ -155,6 +155,21 @@ def test_a_way_out_is_said_as_it_stands(tmp_path: Path) -> None:
     assert (violation.found, violation.allowed, violation.way) == ("weights of 4 B", "at least 2 KB", "see {page} 5")
 
 
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    """A net finds its chip by the name: another table under it would be followed without a word."""
+    for folder, high in (("a", 3), ("b", 3), ("c", 5)):
+        (tmp_path / folder).mkdir()
+        text = f'name = "twice"\nlike = "arcs"\n[limits]\nConv2dInt = [{{of = "kernel", high = {high}}}]\n'
+        (tmp_path / folder / "chip.toml").write_text(text)
+    assert known(str(tmp_path / "a" / "chip.toml")) == known(str(tmp_path / "b" / "chip.toml"))
+    with pytest.raises(
+        LingerError, match=r"c.chip.toml: found the name 'twice', which '.*a.chip.toml' has with another"
+    ):
+        known(str(tmp_path / "c" / "chip.toml"))
+    (tmp_path / "a" / "chip.toml").write_text('name = "twice"\nlike = "venus"\n')
+    assert known(str(tmp_path / "a" / "chip.toml")).like == "venus"
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LingerError, match=r"^check: the target's file .*none.toml' cannot be read"):
         linger.check(nn.Linear(2, 2), torch.randn(1, 2), target=str(tmp_path / "none.toml"))
