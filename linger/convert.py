@@ -113,7 +113,7 @@ def quant_tensor(module: nn.Module, x: Tensor, name: str = "_default_layername",
         child = make_site(module, "iq_tensor_quant", child_name)
     assert isinstance(child, ScaledRoundLayer)
     child.bits = bits
-    return child(x)  # type: ignore[no-any-return]
+    return child(x)
 
 
 def init(
@@ -301,7 +301,7 @@ def _reason_to_stay(module: Any, name: str) -> str:
     if op is not None:
         if hasattr(module, "weight") and "weight" not in module._parameters:
             return "its weight is computed by a parametrization or hook"
-        return op.integer.refuses(module)  # type: ignore[union-attr,no-any-return]
+        return op.integer.refuses(module)  # type: ignore[union-attr]
     if type(module) in (*FUSED.values(), *TRANSPARENT, *ROUTED) or isinstance(module, IntModule):
         return ""
     if type(module).__module__.startswith("torch.nn.utils"):  # a parametrization: it computes a weight
@@ -320,7 +320,7 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
 
     def make() -> nn.Module:
         if type(module) in FUSED.values():
-            return module.to_integer(device=device, **settings)  # type: ignore[operator,no-any-return]
+            return module.to_integer(device=device, **settings)  # type: ignore[operator]
         made = twin(BY_FLOAT[type(module)].integer, module)  # type: ignore[arg-type]
         if not isinstance(made, RecurrentInt):
             settings.pop("hidden_bits", None)
@@ -329,7 +329,7 @@ def _integer(module: nn.Module, bits: dict[str, int], device: torch.device | Non
         made.start(device=device, **settings)
         if isinstance(module, BATCHNORMS):
             freeze(made)
-        return made  # type: ignore[no-any-return]
+        return made
 
     return make
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from linger import runtime
 from linger.check._net import follow
@@ -70,7 +70,7 @@ class Changes:
         changed = sum(c.changed for c in self.outputs)
         said = f"{self.source} -> {self.target}: {changed} of {self.elements} output elements change"
         console.print(said, highlight=False, soft_wrap=True)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
 def retarget(
@@ -126,7 +126,7 @@ def _file(net: Any, chip: Target, args: tuple[Any, ...]) -> onnx.ModelProto:
 def _run(proto: onnx.ModelProto, args: tuple[Any, ...]) -> dict[str, np.ndarray]:
     """Every tensor by name."""
     model = runtime.from_proto(proto)
-    model(*(a if isinstance(a, np.ndarray) else array(a) for a in (tensors_of(args) or args)))
+    model(*(array(a) if isinstance(a, Tensor) else a for a in (tensors_of(args) or args)))
     return model.tensors
 
 

@@ -44,14 +44,22 @@ class Input:
         Raises:
             LingerError: it is none.
         """
-        try:
-            x = np.asarray(value)
-        except BROKEN as error:
-            raise LingerError(f"input {self.name} is no array: {error}; pass a NumPy array or a CPU tensor") from None
+        x = self.read(value)
         if self.dtype is not None and x.dtype != self.dtype:
             raise LingerError(
                 f"input {self.name} is {x.dtype}, allowed is {self.dtype}; convert it with astype(np.{self.dtype})"
             )
+        return self.shaped(x, sizes)
+
+    def read(self, value: Any) -> np.ndarray:
+        """``value`` as an array of its own type and shape."""
+        try:
+            return np.asarray(value)
+        except BROKEN as error:
+            raise LingerError(f"input {self.name} is no array: {error}; pass a NumPy array or a CPU tensor") from None
+
+    def shaped(self, x: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
+        """``x``, if it has this shape."""
         known = dict(sizes)
         if self.shape is not None and not self.fits(x.shape, sizes):
             allowed = ", ".join(str(known.get(str(n), n)) or "any" for n in self.shape)
@@ -85,7 +93,7 @@ class Model:
             (i.version for i in proto.opset_import if i.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version()
         )
         self.constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
-        self.declared = [_declared(i) for i in proto.graph.input if i.name not in self.constants]
+        self.declared = [declared(i) for i in proto.graph.input if i.name not in self.constants]
         self.inputs = [i.name for i in self.declared]
         self.outputs = [o.name for o in proto.graph.output]
         self.steps = [(node, self.step(node)) for node in proto.graph.node]
@@ -202,7 +210,7 @@ def _outputs(node: onnx.NodeProto, run: Step, x: list[Any]) -> tuple[Any, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-def _declared(value: onnx.ValueInfoProto) -> Input:
+def declared(value: onnx.ValueInfoProto) -> Input:
     tensor = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
     sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)

@@ -240,6 +240,36 @@ def test_a_file_with_dynamic_axes(tmp_path: Path) -> None:
     assert linger.check(path, torch.randn(1, 4, 20), quiet=True).layers[0].output == (1, 4, 18)
 
 
+WRONG_INPUTS = {
+    "another size": (
+        [torch.randn(2, 9)],
+        r"^check: input x has shape \(2, 9\), allowed is \(2, 4\); pass that, or export",
+    ),
+    "a list of another size": ([[1.0]], r"^check: input x has shape \(1,\), allowed is \(2, 4\)"),
+    "text": (["a"], r"^check: input x has shape \(\), allowed is \(2, 4\)"),
+    "one too many": ([torch.randn(2, 4)] * 2, r"^check: found 2 inputs, allowed are x; pass those"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INPUTS)
+def test_inputs_that_the_file_does_not_take(name: str, tmp_path: Path) -> None:
+    given, match = WRONG_INPUTS[name]
+    net, x = linger.init(nn.Linear(4, 3)), torch.randn(2, 4)
+    net(x)
+    linger.onnx.export(net.eval(), (x,), tmp_path / "net.onnx", input_names=["x"])
+    assert linger.check(tmp_path / "net.onnx", x.tolist(), quiet=True).layers
+    with pytest.raises(LingerError, match=match):
+        linger.check(tmp_path / "net.onnx", *given, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Conv2d(3, 4, 3), (3, 9, 9)), (nn.ConvTranspose2d(3, 4, 3), (3, 9, 9))]
+)
+def test_a_layer_without_a_batch_is_said_to_have_no_form(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    report = linger.check(nn.Sequential(layer), torch.randn(shape), target="venus", quiet=True)
+    assert [(v.layer, v.found.partition(",")[2]) for v in report.violations] == [("0", " which has no form in a file")]
+
+
 WRONG = {
     "a shape": (
         lambda: (Small(), torch.randn(1, 9, 16, 16)),

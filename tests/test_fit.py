@@ -28,6 +28,11 @@ class Net(nn.Module):
         return F.relu(self.body(x))
 
 
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, ...]) -> Tensor:
+        return x[0]
+
+
 def whole(net: nn.Module) -> nn.Module:
     """Parameters and statistics that are small integers: every sum is exact in any order."""
     with torch.no_grad():
@@ -59,6 +64,7 @@ REWRITTEN: dict[str, tuple[str, Make]] = {
     "conv1d dilated": ("arcs", lambda: (Net(nn.Conv1d(4, 6, 3, padding="same", dilation=2)), (1, 4, 20))),
     "conv1d depthwise, batch norm": ("venus", lambda: (Net(nn.Conv1d(4, 4, 3, groups=4), nn.BatchNorm1d(4)), (1, 4, 9))),
     "deconvolution of a sequence": ("arcs", lambda: (Net(nn.ConvTranspose1d(4, 6, 3, 2, 1, 1)), (1, 4, 9))),
+    "linear and batch norm of another axis": ("venus", lambda: (Net(nn.Linear(6, 5), nn.BatchNorm1d(5)), (1, 5, 6))),
     "batch norm of rows": ("venus", lambda: (Net(nn.BatchNorm1d(6)), (3, 6))),
     "batch norm of a sequence": ("arcs", lambda: (Net(nn.BatchNorm1d(6)), (1, 6, 9))),
     "max pool of a sequence": ("venus", lambda: (Net(nn.MaxPool1d(3, 2, 1)), (1, 4, 12))),
@@ -66,6 +72,7 @@ REWRITTEN: dict[str, tuple[str, Make]] = {
     "adaptive pool of a sequence": ("venus", lambda: (Net(nn.AdaptiveAvgPool1d(2)), (1, 4, 8))),
     "deconvolution in groups": ("venus", lambda: (Net(nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2)), (1, 4, 5, 5))),
     "max pool": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.MaxPool2d((8, 6))), (1, 3, 16, 12))),
+    "adaptive pool of an image": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(2)), (1, 3, 16, 16))),
     "average pool": ("small", lambda: (Net(nn.Conv2d(3, 3, 1), nn.AvgPool2d(8)), (1, 3, 16, 16))),
 }  # fmt: skip
 SMALL = 'name = "small"\nlike = "venus"\n[limits]\nMaxPool = [{of = "kernel", high = 4}]\nAvgPool2dInt = [{of = "kernel", high = 4}]\n'
@@ -121,6 +128,10 @@ KEPT: dict[str, Make] = {
     "a stride beyond every kernel": lambda: (Net(nn.Conv2d(3, 4, 1, stride=8)), (1, 3, 16, 16)),
     "pads beyond every part": lambda: (Net(nn.Conv2d(3, 4, 7, padding=6)), (1, 3, 16, 16)),
     "a pool of what is in float": lambda: (Net(nn.MaxPool2d(2)), (1, 3, 8, 8)),
+    "maxima with their places": lambda: (Net(nn.MaxPool1d(2, return_indices=True), First()), (1, 4, 8)),
+    "a sequence without a batch": lambda: (Net(nn.MaxPool1d(2)), (4, 8)),
+    "a depthwise sequence without a batch": lambda: (Net(nn.Conv1d(4, 4, 3, groups=4)), (4, 8)),
+    "an image without a batch": lambda: (Net(nn.ConvTranspose2d(4, 4, 3, groups=2)), (4, 5, 5)),
     "a layer that fits": lambda: (Net(nn.Conv2d(3, 4, 3)), (1, 3, 9, 9)),
 }
 
@@ -131,6 +142,22 @@ def test_what_has_no_such_form_stays(name: str, capsys: pytest.CaptureFixture[st
     layer = net.body[0]  # type: ignore[index]
     assert linger.fit(net, "venus", torch.randn(shape)).body[0] is layer  # type: ignore[index]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("features", [(6, 4), (6, 5)], ids=str)
+def test_batch_statistics_are_those_of_the_net_before(features: tuple[int, int]) -> None:
+    """A Linear's features are the channels of its batch normalization only where it reads rows."""
+    shape = (8, 6) if features[1] == 4 else (8, 5, 6)
+    before = Net(nn.Linear(*features), nn.BatchNorm1d(features[1])).double().train()
+    x = torch.randn(shape).double()
+    after = linger.fit(copy.deepcopy(before), "venus", x, quiet=True)
+    torch.testing.assert_close(after(x), before(x))
+
+
+def test_what_is_frozen_stays_frozen() -> None:
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=2).requires_grad_(False)
+    after = linger.fit(Net(layer), "venus", torch.randn(1, 4, 5, 5), quiet=True)
+    assert [p.requires_grad for p in after.parameters()] == [False] * 4
 
 
 def test_parts_cover_the_kernel_once() -> None:

@@ -71,7 +71,24 @@ def test_nothing_changes(made: tuple[nn.Module, Tensor, str], capsys: pytest.Cap
     assert capsys.readouterr().out == "arcs -> mars: 0 of 1024 output elements change\n"
 
 
-def test_scales_that_differ_are_said(made: tuple[nn.Module, Tensor, str]) -> None:
+def test_scales_that_differ_are_said() -> None:
+    """venus reads the weight of a layer normalization in 16 bits, arcs in 8."""
+    net, x = linger.init(nn.Sequential(nn.LayerNorm(8)), target="venus"), torch.arange(512.0).sin().reshape(64, 8)
+    net[0].weight.data.copy_(torch.linspace(0.3, 1.3, 8))
+    net(x)
+    (norm,) = (c for c in linger.retarget(net.eval(), "venus", "arcs", x, quiet=True).tensors if c.op == "LayerNormInt")
+    assert norm.why == ("another width of the normalized value or of the weight, scale_w 2^6 instead of 2^14")
+
+
+@pytest.mark.parametrize("given", [(), (5,), (torch.randn(64, 16), torch.randn(64, 16)), (torch.randn(64, 9),)])
+def test_inputs_that_the_file_does_not_take(made: tuple[nn.Module, Tensor, str], given: tuple[object, ...]) -> None:
+    with pytest.raises(
+        LingerError, match=r"^retarget: runtime: (found inputs .*, allowed are x|input x is int64|input x has)"
+    ):
+        linger.retarget(made[2], "venus", "arcs", *given, quiet=True)
+
+
+def test_a_requant_in_front_of_a_cat_is_no_change(made: tuple[nn.Module, Tensor, str]) -> None:
     """venusA has a Requant where the others shift inside of the cat."""
 
     class Far(nn.Module):

@@ -63,6 +63,7 @@ def test_its_limits_hold_and_its_figures_make_cycles() -> None:
 
 
 HEAD = 'name = "mine"\nlike = "arcs"\n'
+ROWS = HEAD + '[limits]\nConv2dInt = [\n{of = "kernel", high = 5},\n'
 WRONG = {
     "a rounding": (
         HEAD + 'rounding = "even"\n',
@@ -97,7 +98,43 @@ WRONG = {
     "a negative memory": (HEAD + "[memory]\nshare = -1\n", r":4: found share = -1, allowed is a whole number"),
     "no speed": (HEAD + "[latency]\nmacs_per_cycle = 0\n", r":4: found macs_per_cycle = 0, allowed is a positive"),
     "a table that is none": (HEAD + "memory = 5\n", r":3: found memory = 5, allowed is a table"),
-    "no TOML": (HEAD + "data_bits = [8\n", r"mine.toml:\d: this is no TOML"),
+    "no TOML": (HEAD + "data_bits = [8,\nparameter_bits = [8]\n", r"mine.toml:4: this is no TOML"),
+    "no TOML at its end": (HEAD + "data_bits = [8\n\n\n", r"mine.toml:3: this is no TOML"),
+    "a comment with the key": ("# data_bits = [8]\n" + HEAD + "data_bits = [9]\n", r":4: found data_bits = \[9\]"),
+    "a name taken, below": ('# a chip\nlike = "arcs"\nname = "venus"\n', r":3: found the name 'venus'"),
+    "the second of two limits": (ROWS + '{of = "colour", high = 5},\n]\n', r":6: found of = 'colour'"),
+    "the third of three limits": (
+        ROWS + '{of = "pad", way = "{}", high = 4},\n{of = "pad", low = 7, high = 5},\n]\n',
+        r":7: found an impossible limit on pad",
+    ),
+    "a limit of its own table": (
+        HEAD + '[[limits.Conv2dInt]]\nof = "pad"\nhigh = 5\n[[limits.Conv2dInt]]\nof = "pad"\nhihg = 5\n',
+        r":8: found the key 'hihg'",
+    ),
+    "a limit on what is not said": (ROWS + "{high = 5},\n]\n", r":6: found a limit without of"),
+    "a limit on a list": (
+        HEAD + '[limits]\nConv2dInt = [{of = ["kernel"], high = 5}]\n',
+        r":4: found of = \['kernel'\]",
+    ),
+    "a condition that is a list": (
+        HEAD + '[limits]\nConv2dInt = [{of = "kernel", high = 5, when = ["dilated"]}]\n',
+        r":4: found when = \['dilated'\]",
+    ),
+    "a rounding that is a list": (HEAD + 'rounding = ["half_up"]\n', r":3: found rounding = \['half_up'\]"),
+    "a way out that is no text": (
+        HEAD + '[limits]\nLinearInt = [{of = "rank", high = 1, way = 5}]\n',
+        r":4: found way = 5",
+    ),
+    "no number of cycles": (HEAD + "[latency]\nmacs_per_cycle = nan\n", r":4: found macs_per_cycle = nan"),
+    "endless cycles": (HEAD + "[latency]\ncycles_per_op = inf\n", r":4: found cycles_per_op = inf"),
+    "more multiples than factors": (
+        HEAD + '[limits]\nLinearInt = [{of = "weight_bytes", high = 1, align = [1, 2, 3]}]\n',
+        r":4: found align of 3 factors of weight_bytes, allowed are 2",
+    ),
+    "numbers that exclude each other": (
+        HEAD + '[limits]\nLinearInt = [{of = "rank", high = 1, among = [7]}]\n',
+        r":4: found an impossible limit on rank",
+    ),
 }
 
 
@@ -109,6 +146,28 @@ def test_mistakes_are_errors_with_their_line(text: str, tmp_path: Path) -> None:
         linger.init(nn.Sequential(nn.Linear(2, 2)), target=str(path))
     assert str(caught.value).startswith("init: ")
     assert not re.search(r"\n", str(caught.value))
+
+
+def test_a_way_out_is_said_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(HEAD + '[limits]\nLinearInt = [{of = "weight_bytes", low = 2048, way = "see {page} 5"}]\n')
+    (violation,) = linger.check(nn.Linear(2, 2), torch.randn(1, 2), target=path, quiet=True).violations
+    assert (violation.found, violation.allowed, violation.way) == ("weights of 4 B", "at least 2 KB", "see {page} 5")
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    """A net finds its chip by the name: another table under it would be followed without a word."""
+    for folder, high in (("a", 3), ("b", 3), ("c", 5)):
+        (tmp_path / folder).mkdir()
+        text = f'name = "twice"\nlike = "arcs"\n[limits]\nConv2dInt = [{{of = "kernel", high = {high}}}]\n'
+        (tmp_path / folder / "chip.toml").write_text(text)
+    assert known(str(tmp_path / "a" / "chip.toml")) == known(str(tmp_path / "b" / "chip.toml"))
+    with pytest.raises(
+        LingerError, match=r"c.chip.toml: found the name 'twice', which '.*a.chip.toml' has with another"
+    ):
+        known(str(tmp_path / "c" / "chip.toml"))
+    (tmp_path / "a" / "chip.toml").write_text('name = "twice"\nlike = "venus"\n')
+    assert known(str(tmp_path / "a" / "chip.toml")).like == "venus"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch import nn
 
 from linger import runtime
@@ -85,7 +86,19 @@ def _report(
         return of_file(facts_of(proto, origins=origins, inputs=arrays(args, kwargs)), chip, left)
     if not isinstance(net, (str, os.PathLike, onnx.ModelProto)):
         require_net("check", net)
-    return of_proto(net if isinstance(net, onnx.ModelProto) else runtime.read(net), args, target)[1]
+    proto = net if isinstance(net, onnx.ModelProto) else runtime.read(net)
+    return of_proto(proto, _given(proto, args), target)[1]
+
+
+def _given(proto: onnx.ModelProto, args: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
+    """The inputs of a file, each of the shape that it declares."""
+    stored = {i.name for i in proto.graph.initializer}
+    inputs = [runtime.declared(v) for v in proto.graph.input if v.name not in stored]
+    if len(args) > len(inputs):
+        raise LingerError(f"found {len(args)} inputs, allowed are {', '.join(i.name for i in inputs)}; pass those")
+    values = [a.detach().cpu() if isinstance(a, torch.Tensor) else a for a in args]
+    sizes: dict[str, int] = {}
+    return tuple(i.shaped(i.read(v), sizes) for i, v in zip(inputs, values, strict=False))
 
 
 def described(

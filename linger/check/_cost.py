@@ -24,8 +24,10 @@ class Cost:
 
 
 def macs_of(node: Node) -> int:
-    """Multiplications of a convolution, a product or a recurrent layer; 0 for any other node."""
+    """Multiplications of a convolution, a product or a recurrent layer; 0 for any other node, and for one without weights."""
     shapes, out = [t.shape for t in node.inputs], node.outputs[0].elements
+    if node.op in CONVOLUTIONS | TRANSPOSED and len(shapes) < 2:  # it has no form in a file, or the file is damaged
+        return 0
     if node.op in CONVOLUTIONS:
         return out * math.prod(shapes[1][1:])
     if node.op in TRANSPOSED:

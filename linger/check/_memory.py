@@ -72,7 +72,7 @@ def _workspace(node: Node, target: Target) -> int:
     reserved = target.workspaces.get(node.op)
     try:
         return reserved(node.facts) if reserved else 0
-    except IndexError:  # a shape that the chip refuses: the report says so
+    except (KeyError, IndexError):  # a shape that the chip refuses, or a file without scales: as in ``beyond_limit``
         return 0
 
 

@@ -128,7 +128,7 @@ class Report:
         """The report as plain text."""
         console = Console(file=io.StringIO(), width=160, no_color=True)
         self.show(console)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
     def show(self, console: Console) -> None:
         """Print it on a rich console."""

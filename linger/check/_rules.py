@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from linger.check._file import File, Node
-from linger.check._words import WAYS, instead, op_name, python_path
+from linger.check._words import FINE, WAYS, instead, op_name, python_path
 from linger.ops import BY_NAME
 from linger.rounding import HALF_UP
 from linger.targets import Limit, Target
@@ -116,5 +116,5 @@ def _of_limit(node: Node, limit: Limit, target: Target) -> Iterator[Violation]:
         return
     worst = max(beyond, key=abs)
     found, allowed = said(limit, worst)
-    way = (limit.way or WAYS[limit.of]).format(**words(limit, worst), target=target.name)
-    yield _violation(node, limit.of, limit.kind, found, allowed, way)
+    way = FINE if limit.kind == "split" else WAYS[limit.of].format(**words(limit, worst), target=target.name)
+    yield _violation(node, limit.of, limit.kind, found, allowed, limit.way or way)

@@ -20,7 +20,7 @@ from linger.ops.conv import Conv2dInt
 from linger.swap import require_net
 from linger.targets import Target
 from linger.targets import target as find_target
-from linger.trace import Graph, recorded
+from linger.trace import Graph, Node, recorded
 
 __all__ = ["fit"]
 
@@ -118,18 +118,20 @@ def _cases(net: nn.Module, chip: Target, report: Report, graph: Graph) -> list[C
         if v.kind not in ("error", "wrong") or name in found or type(layer) not in REWRITES or name not in called:
             continue
         assert layer is not None
-        bn = _follower(graph, called[name].outputs[0].id, modules)
+        bn = _follower(graph, called[name], modules)
         found[name] = Case(
             name=name, layer=layer, violation=v, chip=chip, shape=called[name].inputs()[0].shape, follower=bn or "",
-            bn=modules[bn] if bn else None,  # type: ignore[arg-type]
+            bn=modules[bn] if bn else None,
         )  # fmt: skip
     return list(found.values())
 
 
-def _follower(graph: Graph, value: int, modules: dict[str, nn.Module]) -> str | None:
-    """The batch normalization that is called once and alone reads a value."""
-    readers = [n for n in graph.nodes if any(v.id == value for v in n.inputs())]
-    if len(readers) != 1 or any(v.id == value for v in graph.outputs):
+def _follower(graph: Graph, node: Node, modules: dict[str, nn.Module]) -> str | None:
+    """The batch normalization that is called once, alone reads a layer's output, and has its features as channels."""
+    value = node.outputs[0]
+    readers = [n for n in graph.nodes if any(v.id == value.id for v in n.inputs())]
+    other_axis = type(modules.get(node.module or "")) is nn.Linear and len(value.shape) != 2
+    if other_axis or len(readers) != 1 or any(v.id == value.id for v in graph.outputs):
         return None
     name = readers[0].module
     once = sum(n.module == name for n in graph.nodes) == 1
@@ -143,7 +145,7 @@ def _leader(graph: Graph, name: str, modules: dict[str, nn.Module]) -> str | Non
     ]
     for node in graph.nodes:
         made = node.module is not None and type(modules[node.module]) is nn.Linear and node.outputs[0].id in reads
-        if made and _follower(graph, node.outputs[0].id, modules) == name:
+        if made and _follower(graph, node, modules) == name:
             return node.module
     return None
 
@@ -161,7 +163,9 @@ def _put(net: nn.Module, name: str, made: nn.Module) -> nn.Module:
 
 
 def _rewritten(case: Case) -> nn.Module | None:
-    return REWRITES[type(case.layer)](case)
+    """None where there is no such form: of what has no batch, for example, whose channels would be taken for one."""
+    batched = len(case.shape) == RANKS.get(type(case.layer), len(case.shape))
+    return REWRITES[type(case.layer)](case) if batched else None
 
 
 def _linear(case: Case) -> nn.Module | None:
@@ -216,3 +220,7 @@ REWRITES: dict[type[nn.Module], Callable[[Case], nn.Module | None]] = {
     nn.AdaptiveAvgPool1d: _adaptive,
     nn.AdaptiveAvgPool2d: _adaptive,
 }
+RANKS: dict[type[nn.Module], int] = {
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d), 3),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), 4),
+}  # layer -> dimensions of its input, a batch with them

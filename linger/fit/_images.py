@@ -113,9 +113,11 @@ def _one(value: Any) -> int:
     return int(value[0] if isinstance(value, (tuple, list)) else value)
 
 
-def pool1d(layer: nn.Module) -> nn.Module:
-    """A pool of a sequence with a window of width 1."""
+def pool1d(layer: nn.Module) -> nn.Module | None:
+    """A pool of a sequence with a window of width 1; None for one that returns where its maxima were."""
     p: Any = layer
+    if getattr(p, "return_indices", False):
+        return None
     stride = _one(p.kernel_size if p.stride is None else p.stride)
     window = {"kernel_size": (_one(p.kernel_size), 1), "stride": (stride, 1), "padding": (_one(p.padding), 0)}
     if isinstance(layer, nn.MaxPool1d):

@@ -80,7 +80,7 @@ class KernelParts(Rewritten):
         for conv, (r, c) in zip(self.layers(), self.parts, strict=True):
             part = conv(x[:, :, r.cut :, c.cut :])[:, :, r.lead : r.lead + height, c.lead : c.lead + width]
             total = part if total is None else total + part
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 def kernel_parts(layer: nn.Conv2d, largest: int, most_pad: int) -> nn.Module | None:
@@ -128,7 +128,8 @@ class GroupParts(Rewritten):
             )  # fmt: skip
             made.weight = nn.Parameter(weight.detach().clone(), layer.weight.requires_grad)
             if layer.bias is not None:
-                made.bias = nn.Parameter(layer.bias.detach()[i * outputs : (i + 1) * outputs].clone())
+                bias = layer.bias.detach()[i * outputs : (i + 1) * outputs].clone()
+                made.bias = nn.Parameter(bias, layer.bias.requires_grad)
             self.append(made)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,6 +141,8 @@ class GroupParts(Rewritten):
 def two_pools(layer: nn.Module, allowed: Any) -> nn.Module | None:
     """A pool over windows side by side as one of a part of the window and one of the rest; None where no two are allowed."""
     p: Any = layer
+    if getattr(p, "return_indices", False) or getattr(p, "divisor_override", None):
+        return None
     kernel, stride, padding = (_pair(v) for v in (p.kernel_size, p.stride or p.kernel_size, p.padding))
     if kernel != stride or any(padding) or p.ceil_mode or _pair(getattr(p, "dilation", 1)) != (1, 1):
         return None

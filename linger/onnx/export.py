@@ -191,7 +191,7 @@ def _output(w: Writer, v: Any, name: str) -> ir.Value:
 
 
 def _taken(w: Writer) -> set[str]:
-    return w.__dict__.get("taken", set())  # type: ignore[no-any-return]
+    return w.__dict__.get("taken", set())
 
 
 def _dtype(t: Tensor) -> ir.DataType:

@@ -38,7 +38,7 @@ def bitwise(op_type: str) -> Row:
     def row(o: Emit, input: Any, other: Any) -> ir.Value:
         if o.node.outputs[0].dtype != torch.bool:
             raise o.refuse(f"{o.node.op} of integers", "use it on truth values only")
-        return logical(op_type)(o, input, other)  # type: ignore[no-any-return]
+        return logical(op_type)(o, input, other)
 
     return row
 

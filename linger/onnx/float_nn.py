@@ -272,7 +272,7 @@ def masked(o: Emit, x: Any, *masks: Any, causal: bool = False, kept: bool = Fals
     if causal and is_dynamic(x.shape[-2:]):
         raise o.refuse("attention with a causal mask of dynamic size", "fix the sizes")
     later = np.triu(np.ones([int(n) for n in x.shape[-2:]], bool), 1)
-    return o.Where(later, o.number(-np.inf), scores) if causal else scores  # type: ignore[no-any-return]
+    return o.Where(later, o.number(-np.inf), scores) if causal else scores
 
 
 # --- pools

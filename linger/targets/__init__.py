@@ -20,6 +20,7 @@ from linger.targets.venusa import VENUSA
 TARGETS: dict[str, Target] = {t.name: t for t in (VENUS, ARCS, VENUSA)}
 BUILT_IN: dict[str, Target] = {**TARGETS, MARS.name: MARS}
 _KNOWN = dict(BUILT_IN)  # and those read from files
+_FILES: dict[str, str] = {}  # name of a chip -> the file that it was read from
 
 __all__ = [
     "TARGETS",
@@ -55,9 +56,13 @@ def known(name: str | os.PathLike[str]) -> Target:
 
 
 def _read(path: str) -> Target:
-    made = load(path, known)
-    if made.name in BUILT_IN:
-        raise LingerError(f"{path}:1: found the name {made.name!r}, allowed are names of no other chip; rename it")
+    made, full = load(path, known, BUILT_IN), os.path.abspath(path)
+    before = _FILES.setdefault(made.name, full)
+    if before != full and _KNOWN[made.name] != made:  # nets that follow the chip find it by its name
+        raise LingerError(
+            f"{path}: found the name {made.name!r}, which {before!r} has with another table, allowed is one table of a name; "
+            "rename one of them"
+        )
     _KNOWN[made.name] = made
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 KINDS = ("error", "wrong", "split", "warning")
@@ -41,13 +42,18 @@ class Limit:
             return False
         return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
 
-    def __str__(self) -> str:
+    def text(self, show: Callable[[int], str] = str) -> str:
         """The numbers allowed, as a reader says them: "1 to 5", "1, 2, 4", "at most 4"."""
         if self.among:
-            return ", ".join(map(str, self.among))
-        if self.low is not None and self.high is not None:
-            return f"{self.low} to {self.high}" if self.low != self.high else str(self.low)
-        return f"at most {self.high}" if self.high is not None else f"at least {self.low}"
+            return ", ".join(map(show, self.among))
+        if self.high is None:
+            return f"at least {show(self.low or 0)}"
+        if self.low is None:
+            return f"at most {show(self.high)}"
+        return f"{show(self.low)} to {show(self.high)}" if self.low != self.high else show(self.low)
+
+    def __str__(self) -> str:
+        return self.text()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,8 @@ def aligned(value: int, multiple: int) -> int:
 
 
 def _product(factors: tuple[int, ...], align: Numbers) -> Numbers:
-    multiples = (*align, *[1] * (len(factors) - len(align)))
-    return (math.prod(aligned(v, n) for v, n in zip(factors, multiples, strict=True)),)
+    multiples = (*align, *[1] * len(factors))
+    return (math.prod(aligned(v, n) for v, n in zip(factors, multiples, strict=False)),)
 
 
 def _width(f: Facts) -> int:
@@ -170,6 +170,11 @@ MEASURES: dict[str, Callable[[Facts, Numbers], Numbers]] = {
     "right_bytes": lambda f, a: _product(f.w[-2:], a),
     "matrix_bytes": lambda f, _: (math.prod(f.x[-2:]),),
 }  # fmt: skip
+
+
+ALIGNED = {
+    "row_bytes": 2, "input_bytes": 2, "kernel_bytes": 4, "weight_bytes": 2, "left_bytes": 2, "right_bytes": 2,
+}  # measure -> how many of its factors are rounded up to multiples  # fmt: skip
 
 
 def depthwise(f: Facts) -> bool:

@@ -1,15 +1,17 @@
 """A chip's table from a TOML file: what it says, and what it takes from a table that there is (``like``).
 
 The tables of sigmoid, softmax and the like are those of the other chip, which the nodes of a file name as their platform, and the
-rounding is an attribute of every node, so that a file means the same where this one is missing. Sizes, widths, ops and limits are the file's own. Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
+rounding is an attribute of every node, so that a file means the same where this one is missing. Sizes, widths, ops and limits are
+the file's own. Every error names the line. A key or a word that is not known is an error: a limit that is not read would not hold.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from linger.rounding import ROUNDINGS
 from linger.targets._base import Target
 from linger.targets._engine import STATUS
 from linger.targets._limits import KINDS, STATUSES, Latency, Limit, Memory
-from linger.targets._measures import CONDITIONS, MEASURES
+from linger.targets._measures import ALIGNED, CONDITIONS, MEASURES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,28 +31,41 @@ else:  # the same parser under its older name
 WIDTHS = {"data_bits": (8, 16, 32), "parameter_bits": (4, 8, 16)}
 KEYS = ("name", "like", "rounding", "data_bits", "parameter_bits", "memory", "latency", "ops", "limits")
 LIMIT_KEYS = tuple(f.name for f in fields(Limit) if f.name != "op")
+STRING = r'("(?:\\.|[^"\\\n])*"|\'[^\'\n]*\')'
 
 
 class _Reader:
     """The parsed file, and where in its text a key stands."""
 
     def __init__(self, path: str, text: str) -> None:
-        self.path, self.text = path, text
+        self.path, self.text = path, re.sub(STRING + r"|#[^\n]*", lambda m: m[1] or "", text)
 
-    def line(self, *keys: str) -> int:
-        """The line of the innermost of ``keys``, searched after the outer ones; 1 where it is not found."""
+    def line(self, *keys: str | int) -> int:
+        """The line of the innermost of ``keys``, searched after the outer ones; 1 where it is not found.
+
+        A number is that of a table in the list before.
+        """
         at = 0
         for key in keys:
+            if isinstance(key, int):
+                at = self._table(at, key)
+                continue
             word = rf"(?<![\w-]){re.escape(key)}(?![\w-])[\"']?\s*[=\].]|\"{re.escape(key)}\""
             found = re.compile(word).search(self.text, at)
             at = found.start() if found else at
         return 1 + self.text.count("\n", 0, at)
 
-    def error(self, keys: tuple[str, ...], found: str, allowed: str, way: str) -> LingerError:
+    def _table(self, at: int, index: int) -> int:
+        """Where the table of this number begins, of those from the line of ``at`` on."""
+        begin = self.text.rfind("\n", 0, at) + 1
+        found = [m.start() for m in re.finditer(STRING + r"|(\{|\[\[)", self.text[begin:]) if m[2]]
+        return begin + found[index] if index < len(found) else at
+
+    def error(self, keys: tuple[str | int, ...], found: str, allowed: str, way: str) -> LingerError:
         """The one sentence: where, what, and what instead."""
         return LingerError(f"{self.path}:{self.line(*keys)}: found {found}, allowed {allowed}; {way}")
 
-    def known(self, keys: tuple[str, ...], given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    def known(self, keys: tuple[str | int, ...], given: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
         """Raise for a key that means nothing."""
         for key in given:
             if key not in allowed:
@@ -64,8 +79,8 @@ class _Reader:
         return value
 
 
-def load(path: str | os.PathLike[str], find: Callable[[str], Target]) -> Target:
-    """Read a table; ``find`` gives that which it is like.
+def load(path: str | os.PathLike[str], find: Callable[[str], Target], taken: Collection[str] = ()) -> Target:
+    """Read a table; ``find`` gives that which it is like, ``taken`` are names that it must not have.
 
     Raises:
         LingerError: the file cannot be read, is no TOML, or says something that means nothing or cannot be.
@@ -80,18 +95,21 @@ def load(path: str | os.PathLike[str], find: Callable[[str], Target]) -> Target:
     try:
         given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        at = re.search(r"line (\d+)", str(error))
-        raise LingerError(f"{name}:{at.group(1) if at else 1}: this is no TOML ({error}); correct it") from None
-    return _target(_Reader(name, text), given, find)
+        at = re.search(r"line (\d+)", str(error))  # none at the end of the file
+        line = at[1] if at else 1 + text.rstrip().count("\n")
+        raise LingerError(f"{name}:{line}: this is no TOML ({error}); correct it") from None
+    return _target(_Reader(name, text), given, find, taken)
 
 
-def _target(r: _Reader, given: Mapping[str, Any], find: Callable[[str], Target]) -> Target:
+def _target(r: _Reader, given: Mapping[str, Any], find: Callable[[str], Target], taken: Collection[str]) -> Target:
     r.known((), given, KEYS)
     for key in ("name", "like"):
         if not isinstance(given.get(key), str):
             raise r.error((key,), f"{key} = {given.get(key)!r}", "is a string", f'write {key} = "..." at the top')
     if not re.fullmatch(r"[a-z][a-z0-9_]*", given["name"]):
         raise r.error(("name",), f"name = {given['name']!r}", "are lower-case letters, digits and _", "rename it")
+    if given["name"] in taken:
+        raise r.error(("name",), f"the name {given['name']!r}", "are names of no other chip", "rename it")
     try:
         base = find(given["like"])
     except LingerError as error:
@@ -108,7 +126,7 @@ def _target(r: _Reader, given: Mapping[str, Any], find: Callable[[str], Target])
 
 def _rounding(r: _Reader, given: Mapping[str, Any], base: Target) -> str:
     found = given.get("rounding", base.rounding)
-    if found not in ROUNDINGS:
+    if not isinstance(found, str) or found not in ROUNDINGS:
         raise r.error(("rounding",), f"rounding = {found!r}", f"are {', '.join(ROUNDINGS)}", "choose one of them")
     return str(found)
 
@@ -126,7 +144,12 @@ def _numbers(r: _Reader, given: Mapping[str, Any], key: str, cls: Any, base: Any
     r.known((key,), table, tuple(f.name for f in fields(cls)))
     for name, value in table.items():
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not number or value < 0 or (value == 0 and (name == "align" or name.endswith("per_cycle"))):
+        if (
+            not number
+            or not math.isfinite(value)
+            or value < 0
+            or (value == 0 and (name == "align" or name.endswith("per_cycle")))
+        ):
             wanted = "is a whole number of bytes" if whole else "is a positive number"
             raise r.error((key, name), f"{name} = {value!r}", wanted, "correct it, or leave it out")
     return replace(base, **table)
@@ -157,18 +180,22 @@ def _limits(r: _Reader, given: Mapping[str, Any], base: Target) -> tuple[Limit, 
             raise r.error(
                 ("limits", op), f"{op} = {rows!r}", "is a list of tables", 'write [{of = "kernel", high = 5}]'
             )
-        made += [_limit(r, op, row) for row in rows]
+        made += [_limit(r, op, i, row) for i, row in enumerate(rows)]
     said = {(limit.op, limit.of) for limit in made}
     return (*(limit for limit in base.limits if (limit.op, limit.of) not in said), *made)
 
 
-def _limit(r: _Reader, op: str, row: Mapping[str, Any]) -> Limit:
-    keys = ("limits", op)
+def _limit(r: _Reader, op: str, index: int, row: Mapping[str, Any]) -> Limit:
+    keys = ("limits", op, index)
     r.known(keys, row, LIMIT_KEYS)
+    if "of" not in row:
+        raise r.error(keys, "a limit without of", f"are {', '.join(MEASURES)}", "say what is counted")
     for key, allowed in (("of", MEASURES), ("when", CONDITIONS), ("kind", KINDS)):
-        if row.get(key, "" if key == "when" else "error" if key == "kind" else None) not in allowed:
+        if key in row and (not isinstance(row[key], str) or row[key] not in allowed):
             known = ", ".join(filter(None, allowed))
-            raise r.error((*keys, key), f"{key} = {row.get(key)!r}", f"are {known}", "choose one of them")
+            raise r.error((*keys, key), f"{key} = {row[key]!r}", f"are {known}", "choose one of them")
+    if not isinstance(row.get("way", ""), str):
+        raise r.error((*keys, "way"), f"way = {row['way']!r}", "is a string", "say what to do instead")
     for key in ("low", "high", "among", "align"):
         numbers = row.get(key, []) if key in ("among", "align") else [row.get(key, 0)]
         if not isinstance(numbers, list) or any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
@@ -176,9 +203,15 @@ def _limit(r: _Reader, op: str, row: Mapping[str, Any]) -> Limit:
     said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
     limit = Limit(op=op, **said)
     nothing = limit.low is not None and limit.high is not None and limit.low > limit.high
+    nothing |= limit.among != () and not any(map(limit.allows, limit.among))
     if nothing or (limit.low, limit.high, limit.among) == (None, None, ()) or min(limit.align, default=1) < 1:
         raise r.error(
             (*keys, "low" if "low" in row else "of"), f"an impossible limit on {limit.of}",
             "is low <= high, or among, and align of 1 and more", "correct it",
+        )  # fmt: skip
+    factors = ALIGNED.get(limit.of, 0)
+    if len(limit.align) > factors:
+        raise r.error(
+            (*keys, "align"), f"align of {len(limit.align)} factors of {limit.of}", f"are {factors}", "leave the others out"
         )  # fmt: skip
     return limit

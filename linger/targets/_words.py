@@ -64,7 +64,7 @@ def words(limit: Limit, number: int) -> dict[str, object]:
     """The number and the limit as the sentences name them, sizes in bytes as sizes."""
     if not limit.of.endswith("_bytes"):
         return {"n": number, "limit": limit}
-    return {"n": bytes_text(number), "limit": f"at most {bytes_text(limit.high or 0)}"}
+    return {"n": bytes_text(number), "limit": limit.text(bytes_text)}
 
 
 def said(limit: Limit, number: int) -> tuple[str, str]:
