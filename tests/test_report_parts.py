@@ -34,6 +34,15 @@ def test_the_worst_inputs_come_first() -> None:
     assert [r.item for r in whole] == [-1]
 
 
+def test_a_worst_input_is_judged_by_what_is_finite_in_float() -> None:
+    """As the net's SQNR: a score of -inf, which no grid holds, is no error."""
+    wanted = torch.tensor([[1.0, -math.inf], [1.0, 2.0], [math.nan, 4.0]])
+    found = torch.tensor([[1.5, -8.0], [1.0, 2.0], [0.0, 4.4]])
+    rows = worst_of(0, torch.randn(3, 2), 0, [found], [wanted])
+    assert [r.item for r in rows] == [0, 2, 1]
+    assert [r.sqnr for r in rows] == pytest.approx([10 * math.log10(4), 20, 200], abs=1e-5)
+
+
 def test_pictures_are_pngs_of_the_input() -> None:
     x = torch.linspace(0, 1, 40).reshape(1, 5, 8)
     data = base64.b64decode(picture(x).partition(",")[2])
