@@ -349,15 +349,6 @@ def test_a_file_of_a_fixed_batch_alone(tmp_path: Path) -> None:
     assert (data.summary.sqnr, data.worst, data.summary.samples) == (None, (), 10)
 
 
-def test_a_file_of_a_fixed_batch_and_any_number_of_steps(tmp_path: Path) -> None:
-    x = torch.randn(10, 3, 20)
-    net = made(nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU()), x)
-    linger.onnx.export(net, (x,), tmp_path / "steps.onnx", input_names=["x"], dynamic_axes={"x": {2: "time"}})
-    certificate = report(tmp_path / "steps.onnx", [x]).summary.certificate
-    assert certificate.equal
-    assert certificate.elements == 10 * 4 * 18
-
-
 # --- the certificate
 
 

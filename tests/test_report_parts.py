@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import math
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from harness import converted, inputs
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import linger
 from linger.floating import in_float
 from linger.ops import CASES, Case
 from linger.report import Layer, both
@@ -60,6 +63,20 @@ def test_pictures_are_pngs_of_the_input() -> None:
     assert series(torch.arange(6.0)) == (0, 1, 2, 3, 4, 5)
     assert len(series(torch.randn(1, 1000))) == 125
     assert series(torch.randn(2, 9)) == ()
+
+
+# --- files
+
+
+def test_a_file_of_a_fixed_batch_and_any_number_of_steps(tmp_path: Path) -> None:
+    x, net = torch.randn(10, 3, 20), nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU())
+    linger.trace_layers(net, net, x)
+    linger.init(net)
+    net(x)
+    linger.onnx.export(net.eval(), (x,), tmp_path / "steps.onnx", input_names=["x"], dynamic_axes={"x": {2: "time"}})
+    certificate = linger.report(tmp_path / "steps.onnx", [x], progress=False).data.summary.certificate
+    assert certificate.equal
+    assert certificate.elements == 10 * 4 * 18
 
 
 # --- the drawing
