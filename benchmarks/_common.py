@@ -1,12 +1,14 @@
-"""What the benchmarks share: the machine's description and interleaved timing."""
+"""What the benchmarks share: the machine's description, a net in fixed point, interleaved timing, memory, rows as JSON."""
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ import onnxruntime
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import linger
+from linger.files import whole
 
 
 def machine() -> str:
@@ -46,6 +53,51 @@ def interleaved(
     return {name: statistics.median(seen) for name, seen in times.items()}
 
 
+def ratios(a: Callable[[], object], b: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Median of b's time over a's in interleaved runs, and a's median; at least 7 rounds."""
+    found: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    for _ in range(3):
+        a(), b()
+    while len(found) < 7 or time.perf_counter() - start < seconds:
+        t0 = clock()
+        a()
+        t1 = clock()
+        b()
+        found.append((t1 - t0, clock() - t1))
+    return statistics.median(y / x for x, y in found), statistics.median(x for x, _ in found)
+
+
+def memory_and_kernels(step: Callable[[], None]) -> tuple[int, int]:
+    """The most bytes that tensors of one step hold at once, and how many kernels it runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most, sum(e.count for e in seen.key_averages() if e.key.startswith("aten::"))
+
+
+def fixed_of(net: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of the float net in fixed point, traced with ``x`` (N, ...)."""
+    fixed = copy.deepcopy(net)
+    linger.trace_layers(fixed, fixed, x)
+    return linger.init(fixed)
+
+
+def one_of(allowed: Collection[str]) -> Callable[[str], str]:
+    """A type for argparse, whose ``choices`` refuse the default of a list of names before Python 3.12."""
+
+    def name(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"found {text}, allowed are {', '.join(allowed)}; choose among them")
+        return text
+
+    return name
+
+
 def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print a table below the machine's line."""
     console = Console()
@@ -61,4 +113,5 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> N
 def write(path: Path | None, rows: list[dict[str, Any]]) -> None:
     """The machine and the unrounded figures as JSON; None writes nothing."""
     if path is not None:
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", "utf-8")
+        with whole(path) as out:
+            out.write((json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n").encode())

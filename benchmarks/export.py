@@ -15,7 +15,7 @@ import onnx
 import torch
 
 import linger
-from benchmarks._common import interleaved, show, write
+from benchmarks._common import interleaved, one_of, show, write
 from linger.verify import session
 from tests.nets import NETS
 
@@ -55,7 +55,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Print one row per net."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(NETS))
+    parser.add_argument("names", nargs="*", type=one_of(NETS), default=list(NETS))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     torch.manual_seed(0)

@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import linger
-from benchmarks._common import interleaved, show
+from benchmarks._common import interleaved, memory_and_kernels, show
 
 BATCH, STEPS, FEATURES, UNITS, ROUNDS = 32, 50, 64, 128, 25
 LAYERS: dict[str, type[nn.RNNBase]] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
@@ -30,18 +29,6 @@ def step_of(net: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def peak(step: Callable[[], None]) -> int:
-    """The most bytes that tensors of one step hold at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
-
-
 def row(name: str) -> tuple[str, ...]:
     """One layer: the float net's time, then the ratio of each chip, and the largest ratio of memory."""
     x = torch.randn(STEPS, BATCH, FEATURES)
@@ -49,7 +36,7 @@ def row(name: str) -> tuple[str, ...]:
     nets = {chip: linger.init(nn.Sequential(copy.deepcopy(layer)), target=chip) for chip in CHIPS}
     tasks = {"float": step_of(layer, x)} | {chip: step_of(net, x) for chip, net in nets.items()}
     seconds = interleaved(tasks, ROUNDS)
-    memory = {key: peak(task) for key, task in tasks.items()}
+    memory = {key: memory_and_kernels(task)[0] for key, task in tasks.items()}
     ratios = [f"{seconds[c] / seconds['float']:.2f}" for c in CHIPS]
     sizes = [f"{memory[c] / memory['float']:.2f}" for c in CHIPS]
     return name, f"{1e3 * seconds['float']:.1f} ms", *ratios, f"{memory['float'] / 2**20:.1f} MiB", *sizes

@@ -7,7 +7,6 @@ seconds of the processor, batches of 100. The outputs in fixed point are compare
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import linger
-from benchmarks._common import clock, interleaved, show, write
+from benchmarks._common import clock, fixed_of, interleaved, show, write
 from linger.demo import ResidualNet
 from linger.demo_data import images
 from linger.verify import LEVELS
@@ -90,9 +89,7 @@ def measure(count: int, rounds: int) -> list[dict[str, Any]]:
     """One row per way: ms per 100 images, over PyTorch's float net, and outputs that differ from PyTorch's fixed point."""
     train, _, test, _ = images("mnist")
     x, net = test[:count], ResidualNet()
-    fixed = copy.deepcopy(net)
-    linger.trace_layers(fixed, fixed, x[:BATCH])
-    linger.init(fixed)
+    fixed = fixed_of(net, x[:BATCH])
     linger.calibrate(fixed, train[: 4 * BATCH].split(BATCH))
     net.eval(), fixed.eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,6 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
+    if given.images not in range(BATCH, 1001, BATCH):
+        parser.error(f"found --images {given.images}, allowed are whole hundreds up to 1000; choose one of them")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found = measure(given.images, given.rounds)

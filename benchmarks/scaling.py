@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import socket
@@ -24,9 +23,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import linger
-from benchmarks._common import show, write
-from benchmarks.train_step import memory_and_kernels, ratios, step_of
+from benchmarks._common import fixed_of, memory_and_kernels, ratios, show, write
+from benchmarks.train_step import step_of
 
 WIDTH, DEPTH, BATCH, SIZE = 32, 6, 16, 24
 GROWN = {"width": (16, 32, 64), "depth": (3, 6, 12), "batch": (8, 16, 32)}
@@ -41,9 +39,7 @@ def net_of(width: int, depth: int) -> nn.Sequential:
 def pair(width: int, depth: int, batch: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """The float net, the same in fixed point, and a batch."""
     net, x = net_of(width, depth), torch.randn(batch, width, SIZE, SIZE)
-    fixed = copy.deepcopy(net)
-    linger.trace_layers(fixed, fixed, x)
-    return net, linger.init(fixed), x
+    return net, fixed_of(net, x), x
 
 
 def row(what: str, value: int, seconds: float) -> dict[str, Any]:

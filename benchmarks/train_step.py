@@ -7,19 +7,14 @@ of seconds on the wall, or with ``--threads 1`` of the processor's, which other 
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-import linger
-from benchmarks._common import clock, show, write
+from benchmarks._common import fixed_of, memory_and_kernels, one_of, ratios, show, write
 from tests.nets import NETS
 
 BATCH = 16
@@ -71,40 +66,11 @@ def step_of(net: nn.Module, x: Tensor, source: nn.Module | None = None) -> Calla
     return step
 
 
-def ratios(a: Callable[[], object], b: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Median of b's time over a's in interleaved runs, and a's median; at least 7 rounds."""
-    found: list[tuple[float, float]] = []
-    start = time.perf_counter()
-    for _ in range(3):
-        a(), b()
-    while len(found) < 7 or time.perf_counter() - start < seconds:
-        t0 = clock()
-        a()
-        t1 = clock()
-        b()
-        found.append((t1 - t0, clock() - t1))
-    return statistics.median(y / x for x, y in found), statistics.median(x for x, _ in found)
-
-
-def memory_and_kernels(step: Callable[[], None]) -> tuple[int, int]:
-    """The most bytes that tensors of one step hold at once, and how many kernels it runs."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most, sum(e.count for e in seen.key_averages() if e.key.startswith("aten::"))
-
-
 def row(name: str, compile: bool, seconds: float) -> dict[str, Any]:
     """Everything that is measured of one net."""
     make, shape = MAKERS[name]
     x, net = torch.randn(BATCH, *shape), make()
-    fixed = copy.deepcopy(net)
-    linger.trace_layers(fixed, fixed, x)
-    linger.init(fixed)
+    fixed = fixed_of(net, x)
     steps = step_of(net, x), step_of(fixed, x)
     ratio, base = ratios(*steps, seconds)
     (bytes_a, kernels_a), (bytes_b, kernels_b) = map(memory_and_kernels, steps)
@@ -130,7 +96,7 @@ def row(name: str, compile: bool, seconds: float) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Print one row per net."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(MAKERS))
+    parser.add_argument("names", nargs="*", type=one_of(MAKERS), default=list(MAKERS))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from digits import make_net, options_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -26,15 +27,6 @@ from linger.demo_data import images
 from linger.verify import Report
 
 BATCH = 32  # of every process
-
-
-def make_net() -> nn.Module:
-    """(N, 1, 28, 28) -> (N, 10)"""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 7 * 7, 10),
-    )  # fmt: skip
 
 
 def train_epoch(net: nn.Module, loader: DataLoader[tuple[Tensor, ...]], optimizer: torch.optim.Optimizer) -> float:
@@ -105,11 +97,7 @@ def run(options: argparse.Namespace) -> Report | None:
 
 def main(arguments: Sequence[str] | None = None) -> Report | None:
     """Join the other processes, and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="images to train on")
-    parser.add_argument("--out", type=Path, default=Path("digits.onnx"))
-    options = parser.parse_args(arguments)
+    options = options_of(__doc__).parse_args(arguments)
     dist.init_process_group("gloo")  # "nccl", and net.cuda(rank), where there are GPUs
     try:
         return run(options)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+from digits import accuracy, make_net, options_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,15 +24,6 @@ from linger.verify import Report
 
 BATCH, TEMPERATURE = 50, 2.0
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of inputs, outputs and labels
-
-
-def make_net() -> nn.Module:
-    """(N, 1, 28, 28) -> (N, 10)"""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 7 * 7, 10),
-    )  # fmt: skip
 
 
 def labels_alone(x: Tensor, out: Tensor, y: Tensor) -> Tensor:
@@ -72,19 +63,13 @@ def train(net: nn.Module, data: Split, epochs: int, rate: float, loss: Loss, sch
             cycle.step()
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, data: Split) -> float:
-    """Percent right on the test set."""
-    return 100 * float((net.eval()(data[2]).argmax(1) == data[3]).float().mean())
-
-
 def fixed_point(teacher: nn.Module, data: Split, options: argparse.Namespace) -> nn.Module:
     """A copy of the float net: converted, calibrated, and trained on with learned ranges."""
     net = copy.deepcopy(teacher)
     linger.trace_layers(net, net, data[0][:1])
     net = linger.init(net, parameter_bits=options.weights, observe="learned")
     linger.calibrate(net, data[0][:500].split(BATCH), progress=False)
-    print(f"calibrated:  {accuracy(net, data):.2f} %")
+    print(f"calibrated:  {accuracy(net, *data[2:]):.2f} %")
     loss = distillation(teacher, options.distill) if options.distill else labels_alone
     train(net, data, options.epochs, options.rate, loss, linger.Schedule(epochs=options.epochs))
     return net
@@ -92,23 +77,21 @@ def fixed_point(teacher: nn.Module, data: Split, options: argparse.Namespace) ->
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Train, export, compare; the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--weights", type=int, default=4, choices=[4, 8], help="bits")
     parser.add_argument("--distill", type=float, default=0.0, help="weight of the float net's opinion, 0 to 1")
-    parser.add_argument("--epochs", type=int, default=6, help="of each stage")
+    parser.set_defaults(epochs=6)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate in fixed point")
-    parser.add_argument("--limit", type=int, help="images to train on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("digits.onnx"))
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     x, y, test_x, test_y = images("mnist")
     data = (x[: options.limit], y[: options.limit], test_x, test_y)
     teacher = make_net()
     train(teacher, data, options.epochs, 5e-3, labels_alone, None)
-    print(f"float:       {accuracy(teacher, data):.2f} %")
+    print(f"float:       {accuracy(teacher, *data[2:]):.2f} %")
     net = fixed_point(teacher, data, options)
-    print(f"fixed point: {accuracy(net, data):.2f} %")
+    print(f"fixed point: {accuracy(net, *data[2:]):.2f} %")
     linger.onnx.export(net, (test_x[:1],), options.out, input_names=["x"], dynamic_axes={"x": {0: "batch"}})
     return linger.verify(net, options.out, test_x[:200])
 

@@ -1,6 +1,6 @@
 """A net for 5,000 handwritten digits, trained in fixed point by the Trainer of ``transformers``, stopped and resumed, and its file.
 
-    pip install transformers accelerate
+    pip install -e '.[examples]'
     python examples/train_transformers.py --epochs 2 --out digits.onnx
 
 The Trainer wants a model that returns its loss: ``WithLoss`` wraps the converted net. Checkpoints are the Trainer's own.
@@ -8,12 +8,10 @@ The Trainer wants a model that returns its loss: ``WithLoss`` wraps the converte
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
+from digits import accuracy, make_net, options_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -29,11 +27,7 @@ class WithLoss(nn.Module):
 
     def __init__(self, sample: Tensor) -> None:
         super().__init__()
-        net: nn.Module = nn.Sequential(
-            nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Flatten(), nn.Linear(16 * 7 * 7, 10),
-        )  # fmt: skip
+        net = make_net()
         linger.trace_layers(net, net, sample)
         self.net = linger.init(net)
 
@@ -66,11 +60,7 @@ def trainer(sample: Tensor, data: Digits, folder: str, epochs: int) -> Trainer:
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Train an epoch, and let a new Trainer go on from its checkpoint; the comparison of net and file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="images to train on")
-    parser.add_argument("--out", type=Path, default=Path("digits.onnx"))
-    options = parser.parse_args(arguments)
+    options = options_of(__doc__).parse_args(arguments)
     set_seed(0)
     x, y, test_x, test_y = images("mnist")
     data = Digits(x[: options.limit], y[: options.limit])
@@ -78,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         trainer(x[:1], data, folder, 1).train()
         last = trainer(x[:1], data, folder, options.epochs)
         last.train(resume_from_checkpoint=True)
-    net = last.model.net.eval()
-    with torch.no_grad():
-        right = 100 * float((net(test_x).argmax(1) == test_y).float().mean())
-    print(f"fixed point: {right:.2f} %")
+    net = last.model.net
+    print(f"fixed point: {accuracy(net, test_x, test_y):.2f} %")
     linger.onnx.export(net, (test_x[:1],), options.out, input_names=["x"], dynamic_axes={"x": {0: "batch"}})
     return linger.verify(net, options.out, test_x[:200])
 

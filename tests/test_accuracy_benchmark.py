@@ -55,12 +55,36 @@ def test_a_run_goes_on_and_keeps_its_settings(tmp_path: Path) -> None:
         Results(path, {"data": "fashion", "limit": 5})
 
 
+def test_a_line_that_was_begun_when_the_run_stopped_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = filled(path)
+    lines = path.read_text("utf-8")
+    path.write_text(lines[:-20], "utf-8")
+    last = list(results.cells.values())[-1]
+    again = Results(path, SETTINGS)
+    assert list(again.cells.values()) == list(results.cells.values())[:-1]
+    again.add(last)
+    assert path.read_text("utf-8") == lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--bits", "8"], "argument --bits: invalid width value: '8'"), (["--write", "gone.md"], "found no file gone.md")],
+)
+def test_what_cannot_be_measured_is_said_at_once(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert said in capsys.readouterr().err
+
+
 def test_one_task_is_measured_once(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(400) % 10
     x = torch.randn(10, 1, 28, 28, generator=generator)[y] + 0.1 * torch.randn(400, 1, 28, 28, generator=generator)
     split: Split = (x[:200], y[:200], x[200:], y[200:])
-    task = Task(name="small", about="", make=MobileNet, data=lambda _: split, epochs=2, rate=5e-3)
+    task = Task(name="small", about="", make=MobileNet, data=lambda _: split, epochs=20, rate=1e-2)
     ways = ["PTQ, calibrate's defaults", "Brevitas, PTQ", "torchao PT2E, QAT"]
     options = Namespace(data="mnist", limit=None, ways=ways, peers=True)
     results = Results(tmp_path / "r.jsonl", SETTINGS)
@@ -72,6 +96,7 @@ def test_one_task_is_measured_once(tmp_path: Path) -> None:
     base, fixed = found[BASE].accuracy, found[ways[0]].accuracy
     assert base is not None
     assert fixed is not None
+    assert base > 90, "it has learned something"
     assert abs(base - fixed) <= 10
     assert found["Brevitas, PTQ"].why == found["torchao PT2E, QAT"].why == "not run, no such package is not installed"
     lines = (tmp_path / "r.jsonl").read_text("utf-8")

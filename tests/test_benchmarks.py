@@ -41,3 +41,9 @@ def test_a_row_of_the_growing_nets() -> None:
     found: dict[str, Any] = scaling.row("width", 16, 0.0)
     assert found["size"] == "width 16"
     assert min(found["float_ms"], found["time"], found["memory"], found["kernels"]) > 0
+
+
+def test_a_row_of_one_process() -> None:
+    found = scaling.parallel(1, 1, 0.0)
+    assert (found["depth"], found["ranks"]) == (1, 1)
+    assert min(found["float_ms"], found["fixed_ms"], found["time"]) > 0

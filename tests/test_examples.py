@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_qat
 from torch import nn
 from torch.nn import functional as F
 
 import linger
-from examples import train_qat
 
 
 def test_train_qat_from_float_to_equal_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

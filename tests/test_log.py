@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 import linger
 from linger import LingerError
 from linger.batches import feed
+from linger.log import Writer
 from linger.report import both
 
 
@@ -30,6 +34,8 @@ class Stub:
         self.scalars[tag] = value, step
 
     def add_histogram(self, tag: str, values: Tensor, step: int) -> None:
+        assert values.isfinite().all()
+        assert values.numel()
         self.histograms[tag] = values
 
 
@@ -126,6 +132,20 @@ def test_learned_ranges_are_logged_as_they_are() -> None:
 def test_refused(writer: Any, net: Any, options: Any, match: str) -> None:
     with pytest.raises(LingerError, match=match):
         linger.log(writer, net, 0, **options)
+
+
+def test_a_writer_is_what_tensorboards_is() -> None:
+    """Read from PyTorch's text, for its module imports tensorboard: our parameters are the first ones, under the same names."""
+    origin = Path(torch.__file__).parent / "utils" / "tensorboard" / "writer.py"
+    (theirs,) = (
+        node for node in ast.parse(origin.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "SummaryWriter"
+    )  # fmt: skip
+    methods = {f.name: [a.arg for a in f.args.args] for f in theirs.body if isinstance(f, ast.FunctionDef)}
+    for function in (Writer.add_scalar, Writer.add_histogram):
+        ours = list(inspect.signature(function).parameters)
+        assert len(ours) == 4
+        assert methods[function.__name__][:4] == ours
 
 
 @pytest.mark.browser

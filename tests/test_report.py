@@ -380,10 +380,7 @@ def test_a_net_that_cannot_be_exported_says_why() -> None:
         (lambda: linger.init(nn.Linear(2, 2)), [torch.ones(1, 2)], {}, "no batch has been seen"),
         (lambda: made(nn.Linear(2, 2), torch.ones(1, 2)), [torch.ones(1, 2)], {"reference": nn.Linear(2, 2)}, "leave it out"),
         (lambda: made(nn.Linear(2, 2), torch.ones(1, 2)), [torch.ones(1, 2)], {"html": "no/such/x.html"}, "report: cannot write"),
-        (
-            lambda: made(nn.Linear(2, 2), torch.ones(1, 2)), [torch.ones(1, 2)], {"html": "x.html", "language": "fr"},
-            "language is 'fr', allowed are en, zh",
-        ),
+        (lambda: made(nn.Linear(2, 2), torch.ones(1, 2)), [], {"language": "fr"}, "report: language is 'fr', allowed are en, zh"),
         (lambda: made(nn.Linear(2, 2), torch.ones(1, 2)), [1.5], {}, "the loader yields float"),
         (lambda: 3, [], {}, "report: found an object of type int, allowed are a net and a path"),
         (lambda: "nothing.onnx", [torch.ones(1)], {}, "there is no file 'nothing.onnx'"),

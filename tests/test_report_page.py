@@ -111,6 +111,21 @@ def test_a_net_of_a_hundred_layers_stays_small(tmp_path: Path) -> None:
 # --- contents
 
 
+def test_the_script_finds_what_it_asks_the_page_for(report: Report, tmp_path: Path) -> None:
+    """Ids and classes of the script's queries, and the columns it sorts by; what it does is tested in a browser."""
+    code = (ASSETS / "report.js").read_text("utf-8")
+    asked = " ".join(re.findall(r"""\b(?:one|all|closest)\(\s*"([^"]*)\"""", code))
+    _, parsed = page(report, tmp_path)
+    there = {"#" + a["id"] for _, a in parsed.found if "id" in a}
+    there |= {"." + name for _, a in parsed.found for name in a.get("class", "").split()}
+    wanted = set(re.findall(r"[#.][\w-]+", asked))
+    assert len(wanted) > 8
+    assert wanted <= there
+    assert [a["data-c"] for t, a in parsed.found if t == "button" and "data-c" in a] == [str(i) for i in range(11)]
+    kinds = {a.get("value") for t, a in parsed.found if t == "option"}
+    assert {x.kind for x in report.data.layers} <= kinds
+
+
 def test_every_row_is_in_the_table_in_the_graph_and_in_the_data(report: Report, tmp_path: Path) -> None:
     _, parsed = page(report, tmp_path)
     layers = report.data.layers

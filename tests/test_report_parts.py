@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import math
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from harness import converted, inputs
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import linger
 from linger.floating import in_float
 from linger.ops import CASES, Case
 from linger.report import Layer, both
@@ -34,6 +37,15 @@ def test_the_worst_inputs_come_first() -> None:
     assert [r.item for r in whole] == [-1]
 
 
+def test_a_worst_input_is_judged_by_what_is_finite_in_float() -> None:
+    """As the net's SQNR: a score of -inf, which no grid holds, is no error."""
+    wanted = torch.tensor([[1.0, -math.inf], [1.0, 2.0], [math.nan, 4.0]])
+    found = torch.tensor([[1.5, -8.0], [1.0, 2.0], [0.0, 4.4]])
+    rows = worst_of(0, torch.randn(3, 2), 0, [found], [wanted])
+    assert [r.item for r in rows] == [0, 2, 1]
+    assert [r.sqnr for r in rows] == pytest.approx([10 * math.log10(4), 20, 200], abs=1e-5)
+
+
 def test_pictures_are_pngs_of_the_input() -> None:
     x = torch.linspace(0, 1, 40).reshape(1, 5, 8)
     data = base64.b64decode(picture(x).partition(",")[2])
@@ -51,6 +63,20 @@ def test_pictures_are_pngs_of_the_input() -> None:
     assert series(torch.arange(6.0)) == (0, 1, 2, 3, 4, 5)
     assert len(series(torch.randn(1, 1000))) == 125
     assert series(torch.randn(2, 9)) == ()
+
+
+# --- files
+
+
+def test_a_file_of_a_fixed_batch_and_any_number_of_steps(tmp_path: Path) -> None:
+    x, net = torch.randn(10, 3, 20), nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU())
+    linger.trace_layers(net, net, x)
+    linger.init(net)
+    net(x)
+    linger.onnx.export(net.eval(), (x,), tmp_path / "steps.onnx", input_names=["x"], dynamic_axes={"x": {2: "time"}})
+    certificate = linger.report(tmp_path / "steps.onnx", [x], progress=False).data.summary.certificate
+    assert certificate.equal
+    assert certificate.elements == 10 * 4 * 18
 
 
 # --- the drawing

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.accuracy.results import FLOAT as FLOAT_BITS
 from benchmarks.accuracy.tasks import TASKS, Task, accuracy, data_of
 from benchmarks.accuracy.ways import FLOAT, LATER, WAYS, WIDE, Bits, Job, Start, train
 from linger.demo_data import Split
+from linger.files import whole
 
 VERIFIED = 500  # test inputs that go through all five runners
 MARK = "<!-- what the command printed -->"
@@ -114,30 +116,56 @@ def about(task: Task, options: argparse.Namespace) -> str:
     )
 
 
-def main() -> None:
+def width(text: str) -> Bits:
+    """8/16: bits of weights, of activations."""
+    weights, data = text.split("/")
+    return int(weights), int(data)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--ways", nargs="+", choices=[*FLOAT, *WAYS, *PEERS], help="rows; all of them by default")
-    parser.add_argument("--bits", nargs="+", default=["8/8", "4/8", "8/16"], help="weights/activations")
+    parser.add_argument(
+        "--bits", nargs="+", type=width, default=[(8, 8), (4, 8), (8, 16)], help="weights/activations, such as 8/16"
+    )
     parser.add_argument("--data", default="mnist", help="of the image nets: mnist, fashion or a directory of idx files")
     parser.add_argument("--limit", type=int, help="training inputs of every task")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other libraries too")
     parser.add_argument("--results", type=Path, default=Path("linger-benchmark/accuracy.jsonl"))
-    parser.add_argument("--write", type=Path, help="a Markdown file; what follows its mark is replaced")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    widths: list[Bits] = [(int(w), int(a)) for w, a in (text.split("/") for text in options.bits)]
+    parser.add_argument("--write", type=Path, help="a Markdown file that exists; what follows its mark is replaced")
+    options = parser.parse_args(arguments)
+    if options.write and not options.write.is_file():
+        parser.error(f"found no file {options.write}, allowed is one that exists; make it, or leave --write out")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every task and seed; after each of them the tables of what there is."""
     results = Results(options.results, {"data": options.data, "limit": options.limit})
+    text = ""
     for seed in range(options.seeds):
         for name in options.tasks:
-            measure(TASKS[name], seed, widths, results, options)
-            text = page(results, widths, options)
+            measure(TASKS[name], seed, options.bits, results, options)
+            text = page(results, options.bits, options)
             if options.write:
                 head = options.write.read_text("utf-8").partition(MARK)[0]
-                options.write.write_text(f"{head}{MARK}\n\n{text}", "utf-8")
+                with whole(options.write) as out:
+                    out.write(f"{head}{MARK}\n\n{text}".encode())
     print(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and print."""
+    options = parsed(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        run(options)
+    except linger.LingerError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

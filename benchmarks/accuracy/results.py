@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.accuracy.ways import Bits
 from linger.errors import LingerError
+from linger.files import whole
 
 BASE, FLOAT = "float", (32, 32)
 AIMS = (  # what a row is to reach: its points below float, at which widths, of which of the ways (prefix, recommended)
@@ -46,7 +47,7 @@ class Results:
     cells: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+        lines = self._lines()
         if not lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.settings) + "\n", "utf-8")
@@ -58,6 +59,15 @@ class Results:
             said = json.loads(line)
             cell = Cell(**said | {"bits": tuple(said["bits"])})
             self.cells[cell.key] = cell
+
+    def _lines(self) -> list[str]:
+        """The lines of the file; a last one that was begun when the run stopped is taken off."""
+        text = self.path.read_text("utf-8") if self.path.is_file() else ""
+        kept = text[: text.rfind("\n") + 1]
+        if kept != text:
+            with whole(self.path) as out:
+                out.write(kept.encode())
+        return kept.splitlines()
 
     def add(self, cell: Cell) -> None:
         """Keep a cell, here and in the file."""

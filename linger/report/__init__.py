@@ -23,6 +23,7 @@ from linger.report._file import of_file
 from linger.report._gather import Measure, Options, of_net
 from linger.report._html import finite, page
 from linger.report._meter import Meter
+from linger.report._words import known
 
 __all__ = ["Certificate", "Data", "Key", "Layer", "Meter", "Report", "Summary", "Worst", "both", "report"]
 
@@ -98,9 +99,11 @@ def report(
         The report: ``show()``, ``json()``, ``csv(path)``, ``html(path)``, and the numbers in ``data``.
 
     Raises:
-        LingerError: the net is not converted, a range is unknown, the loader is empty, or a file cannot be written.
+        LingerError: the net is not converted, a range is unknown, the loader is empty, there is no such language, or a file
+            cannot be written.
     """
     with during("report"):
+        known(language)  # before the work, and where there is no page too
         options = Options(
             metric=metric, batches=batches, forward=forward, target=target, batch_axis=batch_axis, exact=exact,
             progress=progress,

@@ -131,7 +131,7 @@ class FloatPass(Pass):
 
 
 @contextmanager
-def _fixed(net: nn.Module, noting: FixedPass) -> Iterator[None]:
+def _fixed(noting: FixedPass) -> Iterator[None]:
     with ExitStack() as stack:
         for module in noting.names:
             if type(module) not in CALLS:
@@ -143,7 +143,7 @@ def _fixed(net: nn.Module, noting: FixedPass) -> Iterator[None]:
 
 
 @contextmanager
-def _float(net: nn.Module, noting: FloatPass) -> Iterator[None]:
+def _float(noting: FloatPass) -> Iterator[None]:
     with ExitStack() as stack:
         for module in noting.names:
             plain = float_forward(module)
@@ -176,9 +176,9 @@ def both(net: nn.Module, batch: Any, forward: Forward, meters: dict[Key, Meter])
         net.eval()
         fixed = FixedPass(net, meters)
         try:
-            with _fixed(net, fixed):
+            with _fixed(fixed):
                 found = forward(net, batch)
-            with _float(net, FloatPass(net, fixed)):
+            with _float(FloatPass(net, fixed)):
                 wanted = forward(net, batch)
         finally:
             for module in fixed.names:

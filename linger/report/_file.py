@@ -51,19 +51,17 @@ def of_file(path: str | os.PathLike[str], loader: Iterable[Any], reference: nn.M
             tally.add(batch, tensors(found), wanted, options)
     source = Source(proto=proto, nodes=nodes, report=fit, origins={}, meters=meters, originals={}, widths={})
     made, outputs = rows(source)
-    few = {name: cut(x, options.batch_axis, CERTIFIED) for name, x in feed.items()}
-    certificate = certified(proto, model, few if dynamic(model) else feed) if options.exact else None
+    if dynamic(model, options.batch_axis):
+        feed = {name: cut(x, options.batch_axis, CERTIFIED) for name, x in feed.items()}
+    certificate = certified(proto, model, feed) if options.exact else Certificate(elements=0, differing={})
     stored = {t.name: t for n in nodes for t in n.inputs if t.stored and t.dtype != "int64"}
     parameters = sum(t.elements for t in stored.values())
     summary = Summary(
         net=os.path.basename(os.fspath(path)), target=fit.target, version=VERSION, batches=tally.batches,
         samples=tally.samples, metric=tally.metric(options.metric), sqnr=tally.noise.sqnr, parameters=parameters,
-        float_bytes=4 * parameters, certificate=certificate or Certificate(elements=0, differing={}, why=""),
-        **fitted(fit),
+        float_bytes=4 * parameters, certificate=certificate, **fitted(fit),
     )  # fmt: skip
-    return Data(
-        summary=summary, layers=made, inputs=tuple(model.inputs), outputs=outputs, worst=tuple(tally.worst)
-    )  # fmt: skip
+    return Data(summary=summary, layers=made, inputs=tuple(model.inputs), outputs=outputs, worst=tuple(tally.worst))
 
 
 def inputs_of(model: runtime.Model, batch: Any) -> dict[str, np.ndarray]:
@@ -84,9 +82,9 @@ def cut(x: np.ndarray, axis: int, count: int) -> np.ndarray:
     return x.take(range(min(count, x.shape[axis])), axis) if x.ndim > axis else x
 
 
-def dynamic(model: runtime.Model) -> bool:
-    """Whether the file takes any number of samples."""
-    return all(i.shape is None or any(isinstance(n, str) for n in i.shape) for i in model.declared)
+def dynamic(model: runtime.Model, axis: int) -> bool:
+    """Whether the file takes any number of samples, which ``axis`` counts."""
+    return all(isinstance(n, str) for i in model.declared for n in (i.shape or ())[axis : axis + 1])
 
 
 def tensors(out: Any) -> Any:

@@ -71,8 +71,8 @@ class Tally:
             f, w = ([t for t in tensors_of(out) if t.is_floating_point()] for out in (found, wanted))
             for a, b in zip(w, f, strict=True):
                 self.noise.add(a, b)
-            rows = worst_of(self.batches, source, axis, f, w)
-            self.worst = sorted([*self.worst, *rows], key=lambda r: r.sqnr)[:MOST]
+            found_worst = worst_of(self.batches, source, axis, f, w)
+            self.worst = sorted([*self.worst, *found_worst], key=lambda r: r.sqnr)[:MOST]
         if options.metric is not None:
             reference = math.nan if wanted is None else float(options.metric(wanted, batch))
             self.metrics.append((reference, float(options.metric(found, batch))))
@@ -113,7 +113,7 @@ def of_net(net: nn.Module, loader: Iterable[Any], options: Options) -> Data:
             widths={name: m.parameter_bits for name, m in net.named_modules() if isinstance(m, IntModule) and m.weighted},
         )  # fmt: skip
         made, outputs = rows(source)
-        certificate = certified(net, *many) if options.exact else Certificate(elements=0, differing={}, why="")
+        certificate = certified(net, *many) if options.exact else Certificate(elements=0, differing={})
     return Data(
         summary=_summary(net, tally, fit, certificate, options), layers=made, inputs=tuple(t.name for t in file.inputs),
         outputs=outputs, worst=tuple(tally.worst),

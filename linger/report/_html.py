@@ -10,11 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from linger.errors import LingerError
 from linger.report import _format as say
 from linger.report._data import Certificate, Data, Layer
 from linger.report._graph import Drawing, Edge, drawing
-from linger.report._words import ASSETS, LANGUAGES, word, words
+from linger.report._words import ASSETS, LANGUAGES, known, word, words
 from linger.targets._words import bytes_text
 
 ROW, LANE = 30, 16  # pixels of the drawing
@@ -27,8 +26,7 @@ def page(data: Data, language: str) -> str:
     Raises:
         LingerError: there is no such language.
     """
-    if language not in LANGUAGES:
-        raise LingerError(f"language is {language!r}, allowed are {', '.join(LANGUAGES)}; choose one of them")
+    known(language)
 
     def text(key: str, **values: object) -> Markup:
         """A word in the language of the page; the script changes it to the other one."""

@@ -20,10 +20,9 @@ from linger.report._data import Histogram
 
 SPAN, MARGIN = 128, 32  # bins of the grid, and on each side of it
 BEST = 200.0  # dB: nothing differs
-HIDDEN = (
-    -1e4
-)  # a mask of attention hides an entry with this or less, far below its grid; that is no error (``ops.mask``)
-FAR = 10  # times the lowest value of the grid
+# A mask of attention hides an entry with a value far below its grid: with HIDDEN or less, and FAR times the grid's lowest or
+# less. That is no error (``ops.mask``).
+HIDDEN, FAR = -1e4, 10
 
 
 @dataclass
@@ -36,20 +35,27 @@ class Noise:
 
     def add(self, wanted: Tensor, found: Tensor, lowest: float = -math.inf) -> None:
         """Count two tensors of one shape; what is not finite, or hidden below a grid that begins at ``lowest``, is left out."""
-        kept = torch.isfinite(wanted) & ~hidden(wanted, lowest)
-        f = torch.where(kept, wanted, 0.0).double()
-        self.signal += float(f.pow(2).sum())
-        self.error += float((f - torch.where(kept, found, 0.0).double()).pow(2).sum())
+        signal, error = squares(wanted, found, lowest)
+        self.signal += float(signal.sum())
+        self.error += float(error.sum())
         self.seen = True
 
     @property
     def sqnr(self) -> float | None:
         """Equation (1); None where nothing was counted."""
-        if not self.seen:
-            return None
-        if self.error <= self.signal * 10 ** (-BEST / 10):
-            return BEST
-        return 10 * math.log10(max(self.signal, 1e-300) / self.error)
+        return ratio(self.signal, self.error) if self.seen else None
+
+
+def squares(wanted: Tensor, found: Tensor, lowest: float = -math.inf) -> tuple[Tensor, Tensor]:
+    """f^2 and (f - q)^2 of equation (1) in float64, 0 of what ``Noise.add`` leaves out."""
+    kept = torch.isfinite(wanted) & ~hidden(wanted, lowest)
+    f, q = (torch.where(kept, x, 0.0).double() for x in (wanted, found))
+    return f.pow(2), (f - q).pow(2)
+
+
+def ratio(signal: float, error: float) -> float:
+    """Equation (1) of the two sums."""
+    return BEST if error <= signal * 10 ** (-BEST / 10) else 10 * math.log10(max(signal, 1e-300) / error)
 
 
 def hidden(wanted: Tensor, lowest: float) -> Tensor:

@@ -70,9 +70,7 @@ def rows(source: Source) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
         for i, g in enumerate(groups)
     ]
     numbers = islands(groups, reads)
-    layers = tuple(
-        row(g, tuple(reads[i]), numbers.get(i, 0), source, stored) for i, g in enumerate(groups)
-    )  # fmt: skip
+    layers = tuple(row(g, tuple(reads[i]), numbers.get(i, 0), source, stored) for i, g in enumerate(groups))
     outputs = sorted({j for o in source.proto.graph.output if (j := producer(o.name)) is not None})
     return layers, tuple(outputs)
 
@@ -105,9 +103,7 @@ def islands(groups: Sequence[Group], reads: Sequence[Sequence[int]]) -> dict[int
     return {i: order[n] for i, n in found.items()}
 
 
-def row(
-    group: Group, reads: tuple[int, ...], island: int, source: Source, stored: Mapping[str, np.ndarray]
-) -> Layer:  # fmt: skip
+def row(group: Group, reads: tuple[int, ...], island: int, source: Source, stored: Mapping[str, np.ndarray]) -> Layer:
     """One row."""
     main, costs = group.nodes[group.main], group.costs
     meter = source.meters.get(group.key)

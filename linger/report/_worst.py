@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linger.report._data import Worst
-from linger.report._meter import BEST
+from linger.report._meter import ratio, squares
 
 MOST = 12
 LARGEST = 96  # pixels on a side
@@ -45,17 +44,11 @@ def worst_of(
 
 def _by_item(pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> list[float]:
     """SQNR of every item; axis 0 of all tensors counts them."""
-    error, signal = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+    sums = torch.zeros(2, count, dtype=torch.float64)
     for found, wanted in pairs:
-        f, w = (t.reshape(count, -1).double().cpu() for t in (found, wanted))
-        error += (f - w).pow(2).sum(1)
-        signal += w.pow(2).sum(1)
-    return [decibels(s, e) for s, e in zip(signal.tolist(), error.tolist(), strict=True)]
-
-
-def decibels(signal: float, error: float) -> float:
-    """SQNR, at most ``BEST``."""
-    return BEST if error <= signal * 10 ** (-BEST / 10) else 10 * math.log10(max(signal, 1e-300) / error)
+        f, w = (t.reshape(count, -1).cpu() for t in (found, wanted))
+        sums += torch.stack([x.sum(1) for x in squares(w, f)])
+    return [ratio(signal, error) for signal, error in sums.T.tolist()]
 
 
 def shown(batch: int, item: int, sqnr: float, source: Tensor, found: Tensor, wanted: Tensor) -> Worst:
