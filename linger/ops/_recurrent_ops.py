@@ -78,7 +78,7 @@ def _(
         acc.new_empty(n, out, dtype=dtype),
     ]
     if kind == "rnn":
-        return [*made, acc.new_empty(n, out, dtype=single)]
+        return [*made, acc.new_empty(wanted, out, dtype=single)]
     if kind == "lstm":
         made += [acc.new_empty(n, size, dtype=dtype), acc.new_empty(0 if w_hr is None else n, size, dtype=dtype)]
     made.append(acc.new_empty(wanted, out, dtype=torch.bool))

@@ -332,18 +332,21 @@ def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s
     """
     f, enter, recur = s.tables, Argument(a, s), Recurrent(w, b, s)
     to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), h)
-    hs, made = torch.empty_like(a, dtype=h.dtype), torch.empty_like(a, dtype=torch.float32)
+    hs = torch.empty_like(a, dtype=h.dtype)
+    made = a.new_empty(len(a) * s.train, a.shape[1], dtype=torch.float32)
+    factors: Sequence[Tensor | None] = rows.split(made) if s.train else [None] * len(rows.sizes)
     h0 = h
-    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs, made)), strict=True):
+    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs)), factors, strict=True):
         a_t = enter(acc_t).add_(recur(rows.before(h, h0, len(acc_t)))).clamp_(-s.limit, s.limit - 1)
-        value = torch.relu(a_t)
+        value = torch.relu(a_t) if s.relu else torch.empty_like(a_t)
         if not s.relu:
-            f.gates(a_t, 0, value, made_t if s.train else None)
-        elif s.train:
+            f.gates(a_t, 0, value, made_t)
+        elif made_t is not None:
             made_t.copy_((a_t > 0) & (a_t < s.limit - 1))
         raw = to_h(value)
         torch.clamp(raw, -s.top, s.top - 1, out=h_t)
-        made_t.mul_(raw == h_t)
+        if made_t is not None:
+            made_t.mul_(raw == h_t)
         h = h_t
     return [hs, made if s.relu else made.mul_(2.0**s.how.fraction)]
 
