@@ -229,7 +229,7 @@ def lstm_backward(
         torch.mul(f_t[:, 0], d_h, out=d_t[:, 0])
         torch.mul(f_t[:, 1:], d_s.unsqueeze(1), out=d_t[:, 1:])
         dc.now = torch.mul(d_s, keep_t)
-        dh.now = torch.mm(d_t.view(n, -1), w)
+        dh.now = torch.mm(d_t.flatten(1), w)
     d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
     return made.flatten(1), dh.first(), dc.first(), d_hr
 
@@ -315,7 +315,7 @@ def gru_backward(
     for g_t, on_t, f_t, kept_t, d_t, all_t in zip(*lists, strict=True):
         d_h = torch.add(g_t, dh.arrive(len(g_t)), out=all_t).mul_(on_t)
         torch.mul(f_t, d_h.unsqueeze(1), out=d_t)
-        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.view(len(g_t), -1), w)
+        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.flatten(1), w)
     of_state = made.flatten(1)
     of_input = torch.cat([of_state[:, : -whole.shape[1]], whole.mul_(to_n)], 1)
     return of_input, of_state, dh.first()
