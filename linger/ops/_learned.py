@@ -38,7 +38,7 @@ class _LearnedQuant(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, learned: Tensor, scale: Tensor, own: Tensor, bits: int, bound: float | None, tqt: bool,
-        rounding: str,
+        rounding: str = HALF_UP,
     ) -> Tensor:  # fmt: skip
         step = scale.reciprocal()
         v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
