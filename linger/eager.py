@@ -51,6 +51,11 @@ def _exponent(top: int, reach: float, carried: float) -> int:
     return min(max(n - 1 + (2 * mantissa >= carried), -FARTHEST), FARTHEST)
 
 
+def small(x: Tensor) -> bool:
+    """Whether the second pass over a tensor finds it in the cache, as it does over a block of a larger one."""
+    return x.numel() <= BLOCK
+
+
 def same(scale: Tensor, other: Tensor) -> bool:
     """Whether two scales are known to be equal, so that what is on one grid is on the other."""
     return at_hand(scale) and at_hand(other) and scale.item() == other.item()

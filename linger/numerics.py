@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from linger.eager import BLOCK, LEAST, at_hand, blocks, power, power_below, power_near, widest
+from linger.eager import LEAST, at_hand, blocks, power, power_below, power_near, small, widest
 from linger.errors import LingerError
 from linger.rounding import HALF_UP, ROUNDINGS
 from linger.steps import replaceable
@@ -142,6 +142,14 @@ def rounded(x: Tensor, scale: Tensor, step: Tensor, rounding: str = HALF_UP, out
     return ROUNDINGS[rounding].scaled(x, scale, step, out)
 
 
+def snapped(x: Tensor, scale: Tensor, bits: int, rounding: str = HALF_UP) -> Tensor:
+    """Equation (1), divided by the scale again: a new tensor, in whole passes."""
+    v = x.double() if bits > 16 else x  # adding a half needs more than float32 has
+    scale = scale.to(v.dtype)
+    step = scale.reciprocal()
+    return rounded(v, scale, step, rounding).clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
+
+
 def saturated(v: Tensor, q: Tensor) -> Tensor:
     """Where v and q differ, one byte per element; ``v`` may be overwritten.
 
@@ -204,10 +212,10 @@ class _FakeQuant(torch.autograd.Function):
     def whole(
         x: Tensor, scale: Tensor, bits: int, bound: float | None, inside: bool, rounding: str
     ) -> tuple[Tensor, Tensor | None]:
+        if inside:
+            return snapped(x, scale, bits, rounding), None
         step = scale.reciprocal()
         v = rounded(x.double() if bits > 16 else x, scale, step, rounding)
-        if inside:
-            return v.clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype), None
         q = v.clamp(-levels(bits) - 1, highest(bits))
         outside = saturated(v, q)
         if bound is not None:
@@ -245,14 +253,14 @@ def fake_quant(
     scale = scale.to(torch.float64 if bits > 16 else x.dtype)  # adding a half needs more than float32 has
     fresh = fresh and at_hand(x) and bits <= 16 and not x._is_view()
     if x.requires_grad and torch.is_grad_enabled():
-        if inside and (fresh or (at_hand(x) and x.numel() <= BLOCK)) and bits <= 16:
+        if inside and (fresh or (at_hand(x) and small(x))) and bits <= 16:
             return _changed(x if fresh else x.clone(), scale, bits, rounding)
         return _FakeQuant.apply(x, scale, bits, bound, inside, fresh, rounding)  # type: ignore[no-any-return]
     if at_hand(x) and bits <= 16:
         out = x if fresh else torch.empty_like(x)
         _snap(x, scale, bits, out, None, None, rounding)
         return out
-    return _FakeQuant.whole(x, scale, bits, bound, True, rounding)[0]
+    return snapped(x, scale, bits, rounding)
 
 
 class _Straight(torch.autograd.Function):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import RANKS, group
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 import linger
 from linger.ops import CASES, IntModule
 
-RANKS = 2
 KILLED = 7  # exit code of the rank that dies
 
 
@@ -75,18 +73,6 @@ def data(steps: int, size: int = 8) -> list[Tensor]:
 
 def half(x: Tensor, rank: int) -> Tensor:
     return x.chunk(RANKS)[rank]
-
-
-@contextmanager
-def group(rank: int, folder: str, store: str = "store") -> Iterator[None]:
-    """The process group of one rank."""
-    if any(interface == "lo" for _, interface in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{store}", rank=rank, world_size=RANKS)
-    yield
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:

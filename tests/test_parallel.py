@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import RANKS, group
 from test_training import batches, fixed, sgd
 from torch import Tensor, nn
 
 import linger
 
-RANKS, STEPS, SAVED = 2, 6, 3
+STEPS = 6
 DDP = nn.parallel.DistributedDataParallel
-
-
-def begin(rank: int, folder: str, attempt: str) -> None:
-    """Join the others; the store is a file, one for every attempt."""
-    if any(interface == "lo" for _, interface in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{attempt}", rank=rank, world_size=RANKS)
-    torch.manual_seed(0)
 
 
 def shard(x: Tensor, rank: int, sizes: tuple[int, int]) -> Tensor:
@@ -41,25 +28,6 @@ def loader(shape: tuple[int, ...], count: int = STEPS) -> list[Tensor]:
 
 def ranges(net: nn.Module) -> dict[str, float]:
     return {key: float(b) for key, b in net.named_buffers() if "running_" in key}
-
-
-def rank_main(rank: int, folder: str, name: str, work: Callable[[int, str, str], None]) -> None:
-    begin(rank, folder, f"store-{work.__name__}-{name}")
-    try:
-        work(rank, folder, name)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
-def run(work: Callable[[int, str, str], None], folder: Path, name: str) -> list[Any]:
-    """``work`` in two processes; what each of them saved."""
-    mp.spawn(rank_main, (str(folder), name, work), nprocs=RANKS)
-    return [torch.load(folder / f"{work.__name__}-{rank}.pt") for rank in range(RANKS)]
-
-
-def saved(found: Any, rank: int, folder: str, work: Callable[..., None]) -> None:
-    torch.save(found, f"{folder}/{work.__name__}-{rank}.pt")
 
 
 # --- the ranges of one process
@@ -77,7 +45,14 @@ def train(net: nn.Module, forward: nn.Module, data: list[Tensor], lr: float) -> 
 
 
 def sharded(rank: int, folder: str, name: str) -> None:
-    """Halves of every batch, then 3 and 5 of 8; each with parameters that stay and that move. All of it exported."""
+    """One rank: its share of every batch, and the ranges that come of it."""
+    with group(rank, folder):
+        torch.manual_seed(0)
+        torch.save(every_share(rank, folder, name), f"{folder}/{rank}.pt")
+
+
+def every_share(rank: int, folder: str, name: str) -> list[list[dict[str, float]]]:
+    """Halves, with parameters that stay and that move, then 3 and 5 of 8, then all on one rank; each of it exported."""
     found, (net, shape) = [], fixed(name)
     for sizes, lr in (((4, 4), 0.0), ((4, 4), 0.01), ((3, 5), 0.0), ((0, 8), 0.0)):
         part = copy.deepcopy(net)
@@ -88,13 +63,14 @@ def sharded(rank: int, folder: str, name: str) -> None:
         else:
             found.append(train(part, DDP(part), data, lr))
         linger.onnx.export(part.eval(), (loader(shape, 1)[0],), f"{folder}/{len(found)}-{rank}.onnx")
-    saved(found, rank, folder, sharded)
+    return found
 
 
 def test_ranges_are_those_of_one_process_with_all_the_data(tmp_path: Path) -> None:
     """Equal where the parameters are; where they move, gradients are summed in another order, and so are the last bits."""
     name = "KeywordNet"
-    found = run(sharded, tmp_path, name)
+    mp.spawn(sharded, (str(tmp_path), name), nprocs=RANKS)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     assert found[0] == found[1]
     torch.manual_seed(0)
     net, shape = fixed(name)

@@ -38,6 +38,13 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "packed rows": (
         lambda m: m.rnn(PackedSequence(torch.randn(5, D), torch.tensor([2, 2]))), r"^found 5 rows and batch_sizes \[2, 2\], allowed are sizes on the CPU",
     ),
+    "packed sizes that grow": (
+        lambda m: m.rnn(PackedSequence(torch.randn(4, D), torch.tensor([1, 3]))), r"^found 4 rows and batch_sizes \[1, 3\], allowed are sizes .* never grow",
+    ),
+    "packed sizes that are no integers": (
+        lambda m: m.rnn(PackedSequence(torch.randn(4, D), torch.tensor([2.0, 2.0]))), r"^found 4 rows and batch_sizes \[2\.0, 2\.0\], allowed are sizes .* int64",
+    ),
+    "nan": (lambda m: m(torch.full((4, 2, D), torch.nan)), r"^rnn: found NaN in a sum, allowed are finite numbers"),
     "hidden_bits": (lambda m: linger.init(Net(nn.LSTM(2, 3)), hidden_bits=12), r"^init: hidden_bits is 12, allowed are 8, 16; choose one"),
     "hidden_bits of a module": (lambda m: linger.quant_module(nn.LSTM(2, 3), hidden_bits=32), r"^quant_module: hidden_bits is 32, allowed are 8, 16"),
 }  # fmt: skip
@@ -66,7 +73,7 @@ def test_bad_input_of_cells(kind: str) -> None:
 
 
 def test_lengths_that_do_not_fit() -> None:
-    """PyTorch's own words where packing fails, ours in a file."""
+    """PyTorch's own words, where packing fails."""
     net = fixed(Net(nn.GRU(D, H), True), (torch.randn(5, 2, D), torch.tensor([5, 3])))
     with pytest.raises(RuntimeError, match="Expected `len"):
         net(torch.randn(5, 2, D), torch.tensor([5, 3, 1]))
@@ -85,6 +92,24 @@ def test_lengths_that_do_not_fit_in_the_runtime(lengths: list[int], match: str, 
     model.declared[1] = linger.runtime.Input(name="lengths", dtype=np.dtype(np.int64), shape=None)
     with pytest.raises(linger.LingerError, match=match):
         model(x.numpy(), np.array(lengths))
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "cell"])
+def test_a_batch_without_sequences(kind: str) -> None:
+    """As in PyTorch: results of no sequence, gradients of 0, and ranges that stay."""
+    layer = nn.LSTMCell(D, H) if kind == "cell" else LAYERS[kind](D, H, num_layers=2, bidirectional=True)
+    shape = (D,) if kind == "cell" else (4, D)
+    want = layer(torch.randn(*shape[:-1], 0, D))
+    net = linger.init(Net(layer))
+    net(torch.randn(*shape[:-1], 3, D))
+    before = [b.clone() for b in net.buffers()]
+    for training in (True, False):
+        found = net.train(training)(torch.randn(*shape[:-1], 0, D))
+        leaves = [torch.utils._pytree.tree_leaves(t) for t in (found, want)]
+        assert [t.shape for t in leaves[0]] == [t.shape for t in leaves[1]]
+        leaves[0][0].sum().backward()
+    assert equal(list(net.buffers()), before)
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters())
 
 
 def test_evaluation_before_training() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from attention_nets import ATTENTION_NETS
 from nets import NETS
+from ranks import RANKS, group
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -341,27 +339,22 @@ def test_other_parameter_types(name: str, dtype: torch.dtype, tmp_path: Path) ->
 
 def rank_main(rank: int, folder: str, name: str) -> None:
     """One of two ranks: train on its own data, save the state and the exported file."""
-    if any(interface == "lo" for _, interface in socket.if_nameindex()):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.manual_seed(rank)  # DistributedDataParallel takes the parameters of rank 0
-    net, shape = fixed(name)
-    parallel = nn.parallel.DistributedDataParallel(net, find_unused_parameters=False)
-    optimizer = sgd(parallel)
-    losses = [step(parallel, optimizer, x * (1 + rank)) for x in batches(shape, 13 + rank, 4)]
-    torch.save((net.state_dict(), losses), f"{folder}/{rank}.pt")
-    (x,) = batches(shape, 20, 1)
-    linger.onnx.export(net.eval(), (x,), f"{folder}/{rank}.onnx")
-    assert linger.verify(net, f"{folder}/{rank}.onnx", x, quiet=True).equal
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(rank, folder):
+        torch.manual_seed(rank)  # DistributedDataParallel takes the parameters of rank 0
+        net, shape = fixed(name)
+        parallel = nn.parallel.DistributedDataParallel(net, find_unused_parameters=False)
+        optimizer = sgd(parallel)
+        losses = [step(parallel, optimizer, x * (1 + rank)) for x in batches(shape, 13 + rank, 4)]
+        torch.save((net.state_dict(), losses), f"{folder}/{rank}.pt")
+        (x,) = batches(shape, 20, 1)
+        linger.onnx.export(net.eval(), (x,), f"{folder}/{rank}.onnx")
+        assert linger.verify(net, f"{folder}/{rank}.onnx", x, quiet=True).equal
 
 
 @EVERY
 def test_two_ranks_end_equal(name: str, tmp_path: Path) -> None:
     """Ranks that saw other data hold the same parameters, statistics and grids, and write the same file."""
-    mp.spawn(rank_main, (str(tmp_path), name), nprocs=2)
+    mp.spawn(rank_main, (str(tmp_path), name), nprocs=RANKS)
     (first, losses), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() == second.keys()
     for key, value in first.items():

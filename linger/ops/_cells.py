@@ -33,10 +33,12 @@ from linger.ops._pwl import evaluate
 from linger.targets import known
 from linger.targets._pwl import Pwl
 
+STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """What a chip computes a cell in: its two functions and G."""
+    """What a chip computes a cell in: its two functions and G, which are the fraction bits of a stored cell state too."""
 
     sigmoid: Pwl
     tanh: Pwl
@@ -51,11 +53,6 @@ class Arithmetic:
     def width(self) -> int:
         """W."""
         return self.sigmoid.width
-
-    @property
-    def cell_fraction(self) -> int:
-        """Fraction bits of the stored cell state."""
-        return self.fraction
 
     @property
     def narrow(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linger.eager import at_hand
-from linger.numerics import highest, levels, rounded
+from linger.numerics import snapped
 
 BIAS_BITS = 32
 
@@ -21,14 +21,6 @@ class _Placed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         return grads[0], grads[1], None, None, None
-
-
-def snapped(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """``numerics.fake_quant`` without gradient, of a tensor that is small."""
-    wide = x.double() if bits > 16 else x
-    scale = scale.to(wide.dtype)
-    step = scale.reciprocal()
-    return rounded(wide, scale, step).clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
 
 
 def placed(weight: Tensor, bias: Tensor, s_w: Tensor, s_b: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 from linger.errors import LingerError
 from linger.ops._base import ONNX_INT, constants
-from linger.ops._cells import Arithmetic, arithmetic
+from linger.ops._cells import STATES, Arithmetic, arithmetic
 from linger.targets._pwl import Pwl
 
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
 DOUBLE, INT64 = 11, 7
 SWAP = "Transpose <perm: ints = [1, 0, 2]>"
 WORDS = ("batch_first", "reverse", "lengths", "states", "projected", "relu")
@@ -109,21 +107,18 @@ def _function(form: Form, name: str, table: Pwl) -> str:
     """The constants of a piecewise-linear function: bands, and 16 lines for arguments >= 0 before those below 0."""
     how = form.how
     text = _table(f"{name}_bands", tuple(float(b) for b in table.bands), "double")
-    slopes, biases = table.positive[0] + table.negative[0], table.positive[1] + table.negative[1]
+    slopes = table.positive[0] + table.negative[0]
     if how.width == 16:
         steps = tuple(s * 2.0**-d for s, d in zip(slopes, table.shifts * 2, strict=True))
-        return text + _table(f"{name}_slope", steps, "double") + _table(f"{name}_bias", biases_of(biases), "double")
-    return text + _table(f"{name}_slope", slopes, "int64") + _table(f"{name}_bias", whole_biases(table), "int64")
-
-
-def biases_of(biases: tuple[int, ...]) -> tuple[float, ...]:
-    return tuple(float(b) for b in biases)
+        biases = tuple(float(b) for b in table.positive[1] + table.negative[1])
+        return text + _table(f"{name}_slope", steps, "double") + _table(f"{name}_bias", biases, "double")
+    return text + _table(f"{name}_slope", slopes, "int64") + _table(f"{name}_bias", _whole_biases(table), "int64")
 
 
 OFFSET = 16  # added to a value of Q15, in units of 2^OFFSET, so that a division that truncates is a floor
 
 
-def whole_biases(table: Pwl) -> tuple[int, ...]:
+def _whole_biases(table: Pwl) -> tuple[int, ...]:
     """B of (slope z + B) >> 43, the function of a 32-bit argument rounded to 15 fraction bits, raised by 2^OFFSET.
 
     The bias, half of what the function rounds by (if it rounds), and half of the 16 bits that are cut behind it: floors of

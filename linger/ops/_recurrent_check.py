@@ -41,7 +41,7 @@ def check_input(x: Any, input_size: int, ranks: tuple[int, int], time_axis: int 
 
 
 def check_packed(packed: PackedSequence, input_size: int) -> None:
-    """Raise unless the rows of a packed sequence are those that its batch sizes count."""
+    """Raise unless the rows of a packed sequence are those that its batch sizes count, the longest sequence first."""
     data, sizes = packed.data, packed.batch_sizes
     if data.dim() != 2 or data.shape[1] != input_size:
         raise LingerError(
@@ -49,10 +49,11 @@ def check_packed(packed: PackedSequence, input_size: int) -> None:
         )
     if torch.compiler.is_compiling():
         return
-    if sizes.device.type != "cpu" or not sizes.numel() or int(sizes.sum()) != data.shape[0]:
+    fit = sizes.device.type == "cpu" and sizes.dtype == torch.int64 and int(sizes.sum()) == data.shape[0]
+    if not fit or not sizes.numel() or int(sizes[-1]) < 1 or bool((sizes.diff() > 0).any()):
         raise LingerError(
-            f"found {data.shape[0]} rows and batch_sizes {sizes.tolist()}, allowed are sizes on the CPU that add up to the rows; "
-            "use pack_padded_sequence"
+            f"found {data.shape[0]} rows and batch_sizes {sizes.tolist()}, allowed are sizes on the CPU, int64, that never grow "
+            "and add up to the rows; use pack_padded_sequence"
         )
 
 

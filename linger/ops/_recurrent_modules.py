@@ -32,9 +32,9 @@ class SequenceInt(RecurrentInt):
         steps = x.transpose(0, 1) if self.batch_first else x
         count, n = steps.shape[:2]
         sizes = torch.full((count,), n, dtype=torch.int64)
-        rows = Batch(x=steps.reshape(count * n, -1), scale=s_x, bits=self.data_bits, sizes=sizes, count=n)
+        rows = Batch(x=steps.reshape(count * n, self.input_size), scale=s_x, bits=self.data_bits, sizes=sizes, count=n)
         out, h, c = self.run_layers(rows, h0, c0)
-        out = out.view(count, n, -1)
+        out = out.view(count, n, self.directions * self.out_size)
         out = out.transpose(0, 1) if self.batch_first else out
         if not batched:
             out, h, c = out.squeeze(axis), h.squeeze(1), c.squeeze(1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linger.errors import LingerError
 from linger.ops import _recurrent_step as step
 from linger.ops._cells import arithmetic
 from linger.ops._recurrent_rows import Rows
@@ -78,7 +79,7 @@ def _(
         acc.new_empty(n, out, dtype=dtype),
     ]
     if kind == "rnn":
-        return [*made, acc.new_empty(n, out, dtype=single)]
+        return [*made, acc.new_empty(wanted, out, dtype=single)]
     if kind == "lstm":
         made += [acc.new_empty(n, size, dtype=dtype), acc.new_empty(0 if w_hr is None else n, size, dtype=dtype)]
     made.append(acc.new_empty(wanted, out, dtype=torch.bool))
@@ -165,10 +166,19 @@ class _Eager(torch.autograd.Function):
 
 
 def layer(*inputs: Any) -> Sequence[Tensor]:
-    """``recurrent``: an operator where a compiler looks, else its loops; h of every row, the last h and the last c."""
+    """``recurrent``: an operator where a compiler looks, else its loops; h of every row, the last h and the last c.
+
+    Raises:
+        LingerError: a NaN, which is no row of a table.
+    """
     if torch.compiler.is_compiling():
         return recurrent(*inputs)[:3]
-    return _Eager.apply(*inputs)  # type: ignore[no-any-return]
+    try:
+        return _Eager.apply(*inputs)  # type: ignore[no-any-return]
+    except IndexError:
+        raise LingerError(
+            "found NaN in a sum, allowed are finite numbers; the training diverged or the input is bad"
+        ) from None
 
 
 @torch.library.custom_op("linger::recurrent_ideal", mutates_args=())

@@ -9,11 +9,10 @@ import numpy as np
 
 from linger.errors import LingerError
 from linger.numerics import exact_matmul, exponent, int_dtype, quantize_array, saturate, shift_round
-from linger.ops._cells import Arithmetic, Cell, arithmetic, gate, gru, lstm, rnn, scan, wide
+from linger.ops._cells import STATES, Arithmetic, Cell, arithmetic, gate, gru, lstm, rnn, scan, wide
 from linger.targets import known
 
 ANY_LENGTH = 2**31 - 1
-STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 
 
 def operands(kind: str, given: tuple[np.ndarray, ...], projected: bool) -> tuple[Any, list[np.ndarray], list[Any]]:
@@ -21,7 +20,7 @@ def operands(kind: str, given: tuple[np.ndarray, ...], projected: bool) -> tuple
     stored = 4 + projected
     rest, parameters = list(given[: len(given) - stored]), list(given[len(given) - stored :])
     lengths = rest.pop(0) if rest else None
-    if len(rest) not in (0, STATES[kind]):
+    if len(rest) not in (0, len(STATES[kind])):
         raise LingerError(f"found {len(given) + 1} inputs, which are no recurrent layer's; export the net again")
     return lengths, rest, parameters
 
@@ -62,10 +61,10 @@ def node(kind: str) -> Callable[..., Any]:
         batch, hidden, out = steps.shape[1], w_hh.shape[0] // {"lstm": 4, "gru": 3, "rnn": 1}[kind], w_hh.shape[1]
         q_h = exponent(scale_o)
         a = gate(exact_matmul(steps, w_ih.T) + b_ih, exponent(scale_x) + exponent(scale_iw), how)
-        first = [np.zeros((batch, n), np.int64) for n in (out, hidden)[: STATES[kind]]]
+        first = [np.zeros((batch, n), np.int64) for n in (out, hidden)[: len(STATES[kind])]]
         if states:
             first[0] = state_of(states[0], scale_o, o_bits)
-            first[1:] = [state_of(c, 2.0**how.cell_fraction, 16 if how.narrow else 32) for c in states[1:]]
+            first[1:] = [state_of(c, 2.0**how.fraction, 16 if how.narrow else 32) for c in states[1:]]
         scales = {"q_h": q_h, "q_hw": exponent(scale_hw), "q_hr": exponent(scale_rw) if scale_rw else 0}
         cell = CELLS[kind]((w_hh, b_hh, *w_hr), scales, o_bits, how, said)
         lengths = np.full(batch, len(steps)) if lengths is None else checked(lengths, len(steps), batch)

@@ -229,7 +229,7 @@ def lstm_backward(
         torch.mul(f_t[:, 0], d_h, out=d_t[:, 0])
         torch.mul(f_t[:, 1:], d_s.unsqueeze(1), out=d_t[:, 1:])
         dc.now = torch.mul(d_s, keep_t)
-        dh.now = torch.mm(d_t.view(n, -1), w)
+        dh.now = torch.mm(d_t.flatten(1), w)
     d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
     return made.flatten(1), dh.first(), dc.first(), d_hr
 
@@ -315,7 +315,7 @@ def gru_backward(
     for g_t, on_t, f_t, kept_t, d_t, all_t in zip(*lists, strict=True):
         d_h = torch.add(g_t, dh.arrive(len(g_t)), out=all_t).mul_(on_t)
         torch.mul(f_t, d_h.unsqueeze(1), out=d_t)
-        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.view(len(g_t), -1), w)
+        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.flatten(1), w)
     of_state = made.flatten(1)
     of_input = torch.cat([of_state[:, : -whole.shape[1]], whole.mul_(to_n)], 1)
     return of_input, of_state, dh.first()
@@ -332,18 +332,21 @@ def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s
     """
     f, enter, recur = s.tables, Argument(a, s), Recurrent(w, b, s)
     to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), h)
-    hs, made = torch.empty_like(a, dtype=h.dtype), torch.empty_like(a, dtype=torch.float32)
+    hs = torch.empty_like(a, dtype=h.dtype)
+    made = a.new_empty(len(a) * s.train, a.shape[1], dtype=torch.float32)
+    factors: Sequence[Tensor | None] = rows.split(made) if s.train else [None] * len(rows.sizes)
     h0 = h
-    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs, made)), strict=True):
+    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs)), factors, strict=True):
         a_t = enter(acc_t).add_(recur(rows.before(h, h0, len(acc_t)))).clamp_(-s.limit, s.limit - 1)
-        value = torch.relu(a_t)
+        value = torch.relu(a_t) if s.relu else torch.empty_like(a_t)
         if not s.relu:
-            f.gates(a_t, 0, value, made_t if s.train else None)
-        elif s.train:
+            f.gates(a_t, 0, value, made_t)
+        elif made_t is not None:
             made_t.copy_((a_t > 0) & (a_t < s.limit - 1))
         raw = to_h(value)
         torch.clamp(raw, -s.top, s.top - 1, out=h_t)
-        made_t.mul_(raw == h_t)
+        if made_t is not None:
+            made_t.mul_(raw == h_t)
         h = h_t
     return [hs, made if s.relu else made.mul_(2.0**s.how.fraction)]
 
