@@ -7,7 +7,6 @@ For a tensor v, a = |v| sorted, n = its length:
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -15,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from linger.errors import LingerError, during
 from linger.files import whole
+from linger.plain import text_of
 from linger.weights import read_weights
 
 COLUMNS = ("Layer_name", "Mean", "Max", "Multiple(Max/Mean)", "Dynamic 0.99", "Versu(Max/Dynamic)")
@@ -69,9 +68,7 @@ class Analysis:
             if r.outliers:
                 table.add_row(*[MARK] * len(COLUMNS))
         width = 150 + max((len(r.layer) for r in self.rows), default=0)
-        console = Console(file=io.StringIO(), width=width, no_color=True)
-        console.print(table)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return text_of(lambda console: console.print(table), width)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to a text file."""

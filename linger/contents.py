@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import Counter
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from linger import runtime
 from linger.check._words import readable
 from linger.errors import LingerError, during
 from linger.onnx.golden import damaged, stored
+from linger.plain import text_of
 from linger.targets._words import bytes_text
 
 INTEGERS = {TensorProto.INT8: 8, TensorProto.INT16: 16, TensorProto.INT32: 32}
@@ -69,9 +69,7 @@ class Contents:
     damaged: tuple[str, ...]
 
     def __str__(self) -> str:
-        out = Console(file=io.StringIO(), width=160, no_color=True)
-        out.print(self.rendered())
-        return out.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return text_of(lambda console: console.print(self.rendered()))
 
     def rendered(self) -> Group:
         """A table of the nodes between two paragraphs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from linger.numerics import exponent
 from linger.onnx.export import DEFAULT_OPSET, build
 from linger.onnx.inputs import array, given
 from linger.ops import BY_NAME, IntModule
+from linger.plain import text_of
 from linger.rounding import HALF_UP
 from linger.targets import Target, difference
 from linger.targets import target as find_target
@@ -61,16 +62,19 @@ class Changes:
 
     def __str__(self) -> str:
         """A table, and one line."""
-        console = Console(file=io.StringIO(), width=140, no_color=True)
+        return text_of(self.show, 140)
+
+    def show(self, console: Console) -> None:
+        """Print it on a rich console."""
         if self.tensors:
             table = Table("tensor", "op", "changed", "of", "by at most", "why")
             for c in self.tensors:
-                table.add_row(readable(c.tensor), op_name(c.op), f"{c.changed}", f"{c.elements}", f"{c.most:g}", c.why)
+                name = escape(readable(c.tensor))
+                table.add_row(name, op_name(c.op), f"{c.changed}", f"{c.elements}", f"{c.most:g}", c.why)
             console.print(table)
         changed = sum(c.changed for c in self.outputs)
         said = f"{self.source} -> {self.target}: {changed} of {self.elements} output elements change"
-        console.print(said, highlight=False, soft_wrap=True)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def retarget(

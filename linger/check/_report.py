@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 
@@ -13,6 +12,7 @@ from linger.check._cost import Cost
 from linger.check._rules import RANK, Violation
 from linger.check._words import op_name
 from linger.numerics import FLOAT32_EXACT
+from linger.plain import text_of
 from linger.targets._words import bytes_text
 
 WORDS = {"error": "does not run", "wrong": "other integers", "split": "engine splits it", "warning": "look at it"}
@@ -126,9 +126,7 @@ class Report:
 
     def __str__(self) -> str:
         """The report as plain text."""
-        console = Console(file=io.StringIO(), width=160, no_color=True)
-        self.show(console)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return text_of(self.show)
 
     def show(self, console: Console) -> None:
         """Print it on a rich console."""

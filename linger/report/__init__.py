@@ -16,6 +16,7 @@ from torch import nn
 from linger.batches import Forward, feed
 from linger.errors import LingerError, during
 from linger.files import whole
+from linger.plain import text_of
 from linger.report import _text
 from linger.report._beside import Key, both
 from linger.report._data import Certificate, Data, Layer, Summary, Worst
@@ -36,9 +37,7 @@ class Report:
 
     def __str__(self) -> str:
         """The report as plain text."""
-        console = Console(file=io.StringIO(), width=160, no_color=True)
-        self.show(console)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return text_of(self.show)
 
     def show(self, console: Console | None = None) -> None:
         """Print it."""
