@@ -89,7 +89,7 @@ def test_every_command_is_tested_and_has_help() -> None:
 WIDTHS = {
     "--target arcs": "",
     "--weight-bits 4": "--weight-bits 4",
-    "--target arcs --weight-bits 4": "--weight-bits 4",
+    "--target venusa --weight-bits 4": "--weight-bits 4",
 }
 
 
@@ -97,9 +97,9 @@ WIDTHS = {
 def test_a_net_is_compared_as_the_file_has_it(options: str) -> None:
     """The chip is that of the file; the width of the weights has to be said."""
     say(f"calibrate cli_nets:Gated --weights float.pt --data data.npy -o other.pt {options}")
-    say(f"export cli_nets:Gated --weights other.pt -i 1,1,8,8 -o other.onnx {options}")
-    net = f"cli_nets:Gated --weights other.pt -i 1,1,8,8 {WIDTHS[options]}"
-    assert say(f"verify other.onnx --net {net}").startswith("equal: 4 elements in PyTorch eval, linger.runtime")
+    say(f"export cli_nets:Gated --weights other.pt -i 64,1,8,8 -o other.onnx {options}")
+    net = f"cli_nets:Gated --weights other.pt -i 64,1,8,8 {WIDTHS[options]}"
+    assert say(f"verify other.onnx --net {net}").startswith("equal: 256 elements in PyTorch eval, linger.runtime")
     assert say(f"why other.onnx {net}").startswith("equal: all ")
 
 
