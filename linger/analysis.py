@@ -25,7 +25,7 @@ from linger.weights import read_weights
 COLUMNS = ("Layer_name", "Mean", "Max", "Multiple(Max/Mean)", "Dynamic 0.99", "Versu(Max/Dynamic)")
 OUTLIERS = 10.0  # a Versu above it gets a row of exclamation marks
 MARK = "!" * 14
-SKIPPED = ("running_", "scale_")  # what fixed-point training keeps beside the weights
+SKIPPED = ("running_", "scale_")  # how the names of what training keeps beside the weights begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def wb_analyse(
         wanted = {
             str(k): t
             for k, t in state.items()
-            if isinstance(t, Tensor) and t.is_floating_point() and not any(word in str(k) for word in SKIPPED)
+            if isinstance(t, Tensor) and t.is_floating_point() and not str(k).rpartition(".")[2].startswith(SKIPPED)
         }
         rows = [spread(k, [t]) for k, t in wanted.items()]
         made = Analysis(tuple(r for r in rows if r is not None))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from linger import runtime
 from linger.convert import init
 from linger.errors import LingerError
 from linger.files import READERS, read_arrays
@@ -39,14 +40,14 @@ def net_or_file(what: str, args: str | None = None) -> nn.Module | str:
     """
     if what.endswith(".onnx"):
         return what
-    return net_of(what, args)
+    return net_of(what, args, "a .onnx file or ")
 
 
-def net_of(what: str, args: str | None = None) -> nn.Module:
-    """``net_or_file`` where only a net will do."""
+def net_of(what: str, args: str | None = None, or_else: str = "") -> nn.Module:
+    """``net_or_file`` where only a net will do; ``or_else`` says what else is allowed."""
     module, colon, name = what.partition(":")
     if not colon or not re.fullmatch(r"\w+(\.\w+)*", module) or not name.isidentifier():
-        raise LingerError(f"found {what!r}, allowed are a .onnx file and module:name of a net; write one of them")
+        raise LingerError(f"found {what!r}, allowed is {or_else}package.module:name of a net; write it so")
     with _current_directory():
         try:
             found: Any = getattr(importlib.import_module(module), name)
@@ -110,6 +111,15 @@ def fixed_point(
     return net
 
 
+def net_of_file(
+    net: nn.Module, inputs: tuple[Tensor, ...], weights: str | None, target: str | None, parameter_bits: int,
+    file: str | os.PathLike[str],
+) -> nn.Module:  # fmt: skip
+    """``fixed_point`` for the chip that an exported file is for, where no other is given."""
+    chip = next((p.value for p in runtime.read(file).metadata_props if p.key == "target"), None)
+    return fixed_point(net, inputs, weights, target or chip, parameter_bits)
+
+
 # --- inputs
 
 
@@ -135,12 +145,20 @@ def named_inputs(given: list[str]) -> list[tuple[str, np.ndarray]]:
 
 def _read(text: str, random: torch.Generator) -> dict[str, np.ndarray]:
     if SHAPE.fullmatch(text):
-        return {"": torch.randn([int(n) for n in re.split("[,x]", text)], generator=random).numpy()}
+        return {"": _random(text, random)}
     if Path(text).suffix.lower() not in READERS:
         raise LingerError(
             f"found the input {text!r}, allowed are a {', '.join(READERS)} file and a shape such as 1,3,32,32; give one of them"
         )
     return read_arrays(text)
+
+
+def _random(shape: str, random: torch.Generator) -> np.ndarray:
+    try:
+        made: np.ndarray = torch.randn([int(n) for n in re.split("[,x]", shape)], generator=random).numpy()
+    except (RuntimeError, ValueError, TypeError):  # which of them depends on how far beyond memory it is
+        raise LingerError(f"the shape {shape} does not fit in memory, allowed is a smaller one; check it") from None
+    return made
 
 
 def batches_of(given: list[str], size: int) -> list[Any]:

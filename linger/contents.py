@@ -122,7 +122,9 @@ def contents(path: str | os.PathLike[str] | onnx.ModelProto) -> Contents:
             raise LingerError(f"{name!r} is truncated or empty: it has no nodes; export it again")
         try:
             return _contents(proto, name)
-        except (ValueError, TypeError, KeyError) as error:
+        except LingerError:
+            raise
+        except runtime.BROKEN as error:
             raise LingerError(f"{name!r} is damaged ({error}); export it again") from None
 
 

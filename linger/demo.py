@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from linger import onnx
 from linger.convert import init
 from linger.demo_data import Split, images
+from linger.errors import LingerError
 from linger.fuse import trace_layers
 from linger.normalize import normalize_layers
 from linger.targets import target as find_target
@@ -112,13 +113,16 @@ def run(data: str, epochs: int | None, out: Path, target: str, console: Console)
         console: where to print.
 
     Raises:
-        LingerError: the data or the target does not exist.
+        LingerError: the data or the target does not exist, or the directory cannot be made.
     """
     find_target(target)
     split = images(data)
     epochs = epochs or max(1, round(IMAGES / len(split[0])))
     test_x = split[2]
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LingerError(f"demo: cannot make the directory {str(out)!r} ({error.strerror}); name another") from None
     torch.manual_seed(0)
     net = ResidualNet()
     later = max(1, epochs // 2)

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from linger import runtime
 from linger.contents import attributes
-from linger.errors import during
+from linger.errors import LingerError, during
 
 LONG = 60
 
@@ -45,19 +45,28 @@ class FileDifference:
         if self.equal:
             return f"equal: {self.first} and {self.second}"
         lines = [f"{e.part} {e.name}: {e.first} -> {e.second}" for e in self.entries]
-        return "\n".join([*lines, f"{len(lines)} differences between {self.first} and {self.second}"])
+        count = "1 difference" if len(lines) == 1 else f"{len(lines)} differences"
+        return "\n".join([*lines, f"{count} between {self.first} and {self.second}"])
 
 
 def difference_of(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> FileDifference:
     """Compare two files part by part; nothing is run.
 
     Raises:
-        LingerError: one of them cannot be read.
+        LingerError: one of them cannot be read, or is damaged.
     """
     with during("diff"):
-        a, b = runtime.read(first), runtime.read(second)
-        entries = tuple(e for part in PARTS for e in _compared(part, PARTS[part](a), PARTS[part](b)))
+        a, b = _parts(first), _parts(second)
+        entries = tuple(e for part in PARTS for e in _compared(part, a[part], b[part]))
     return FileDifference(first=os.fspath(first), second=os.fspath(second), entries=entries)
+
+
+def _parts(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    proto = runtime.read(path)
+    try:
+        return {part: read(proto) for part, read in PARTS.items()}
+    except runtime.BROKEN as error:
+        raise LingerError(f"{os.fspath(path)!r} is damaged ({error}); export it again") from None
 
 
 def _compared(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Entry]:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from linger import runtime
 from linger.analysis import Analysis, spread
 from linger.errors import LingerError, during
+from linger.files import whole
 from linger.numerics import grid_of, quantize
 from linger.ops import ROWS, IntModule, Operand
 from linger.swap import named, require_net
@@ -192,7 +193,8 @@ def op_name(module: nn.Module) -> str:
 
 def write_text(path: Path, values: list[float]) -> None:
     """One value per line."""
-    path.write_text("".join(f"{v:.6f}\n" for v in values), "ascii")
+    with whole(path) as out:
+        out.write("".join(f"{v:.6f}\n" for v in values).encode("ascii"))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def execute(path: str | os.PathLike[str], given: list[str], runner: str, every: 
         proto = runtime.read(path)
         feed = feed_of(proto, given)
         if runner == "runtime":
-            return of_runtime(proto, feed, every)
+            return of_runtime(proto, feed, every, os.fspath(path))
         return of_onnxruntime(proto, feed, every, runner)
 
 
@@ -61,9 +61,11 @@ def _fitted(array: np.ndarray, value: onnx.ValueInfoProto) -> np.ndarray:
     return fitted(array, rank, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None)
 
 
-def of_runtime(proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], every: bool) -> dict[str, np.ndarray]:
-    """What the NumPy runtime makes."""
-    model = runtime.from_proto(proto)
+def of_runtime(
+    proto: onnx.ModelProto, feed: Mapping[str, np.ndarray], every: bool, name: str = "the model"
+) -> dict[str, np.ndarray]:
+    """What the NumPy runtime makes; ``name`` is for errors."""
+    model = runtime.from_proto(proto, name)
     model(dict(feed))
     made = [*model.inputs, *(n for node in proto.graph.node for n in node.output if n)] if every else model.outputs
     return {name: model.tensors[name] for name in made}
@@ -84,7 +86,8 @@ def of_onnxruntime(
         made = session(proto, level)
         found = made.run(None, dict(feed))
     except Exception as error:  # ONNX Runtime's own classes have no common base
+        said = " ".join(str(error).split())
         raise LingerError(
-            f"ONNX Runtime ({level}) does not run the file on these inputs: {error}; check them"
+            f"ONNX Runtime ({level}) does not run the file on these inputs: {said}; check them"
         ) from error
     return (dict(feed) if every else {}) | dict(zip([o.name for o in made.get_outputs()], found, strict=True))

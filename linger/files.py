@@ -21,12 +21,15 @@ def whole(f: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write bytes to, which appears under its name only when everything is written.
 
     Raises:
-        LingerError: the directory does not exist.
+        LingerError: the directory does not exist, or takes no new file.
     """
     path = Path(f)
     if not path.parent.is_dir() or path.is_dir():
         raise LingerError(f"cannot write {os.fspath(f)!r}, allowed is a file in a directory that exists; make it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise LingerError(f"cannot write {os.fspath(f)!r} ({error.strerror}); name another directory") from None
     try:
         with os.fdopen(handle, "wb") as out:
             yield out
@@ -59,9 +62,11 @@ def read_arrays(f: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise LingerError(f"found the file {os.fspath(f)!r}, allowed are {', '.join(READERS)}; convert it")
     try:
         return reader(path)
+    except LingerError:
+        raise
     except FileNotFoundError:
         raise LingerError(f"there is no file {os.fspath(f)!r}; name one that exists") from None
-    except (OSError, ValueError, TypeError, EOFError, KeyError, SyntaxError, wave.Error, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged file, these readers raise whatever they stumble over
         said = str(error) or type(error).__name__
         raise LingerError(f"{os.fspath(f)!r} is truncated or no {path.suffix} file ({said}); write it again") from None
 

@@ -265,14 +265,14 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Any ONNX file as it is.
 
     Raises:
-        LingerError: it is missing, truncated or none.
+        LingerError: it is missing, truncated, empty or none.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise LingerError(
             f"found a path of type {type(path).__name__}, allowed are a string and a Path; pass one of them"
         )
     try:
-        return onnx.load(os.fspath(path))
+        proto = onnx.load(os.fspath(path))
     except FileNotFoundError:
         raise LingerError(f"there is no file {os.fspath(path)!r}; pass the path given to linger.onnx.export") from None
     except OSError as error:
@@ -281,11 +281,14 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ) from None
     except (DecodeError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise LingerError(f"{os.fspath(path)!r} is truncated or not an ONNX file ({error}); export it again") from None
+    _refuse_empty(proto, os.fspath(path))
+    return proto
 
 
 def from_proto(proto: onnx.ModelProto, name: str = "the model") -> Model:
     """The same for a model in memory."""
     try:
+        _refuse_empty(proto, name)
         _refuse_foreign(proto, name)
         return Model(proto)
     except LingerError:
@@ -294,9 +297,12 @@ def from_proto(proto: onnx.ModelProto, name: str = "the model") -> Model:
         raise LingerError(f"{name!r} is damaged ({error}); export it again") from None
 
 
-def _refuse_foreign(proto: onnx.ModelProto, name: str) -> None:
+def _refuse_empty(proto: onnx.ModelProto, name: str) -> None:
     if not proto.graph.node or not proto.graph.output or not proto.opset_import:
         raise LingerError(f"{name!r} is truncated or empty: it has no nodes or no opset; export it again")
+
+
+def _refuse_foreign(proto: onnx.ModelProto, name: str) -> None:
     if any(
         n.domain not in ("", "ai.onnx") if n.op_type in BY_NAME else n.op_type.endswith("Int") for n in proto.graph.node
     ):

@@ -12,7 +12,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from linger.errors import LingerError
@@ -46,9 +45,9 @@ def read_weights(f: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{name!r} holds pickled code, which is refused because loading it would run it, allowed are tensors; save "
             "net.state_dict() alone, best as .safetensors"
         ) from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, LingerError):
-            raise
+    except LingerError:
+        raise
+    except Exception as error:  # of a damaged file, PyTorch raises whatever it stumbles over
         raise LingerError(
             f"{name!r} is truncated or no file of weights ({_first_sentence(error)}); save it again"
         ) from None

@@ -45,12 +45,16 @@ def _is(value: Any, types: str | list[str]) -> bool:
     return any(isinstance(value, TYPES[t]) and (t == "boolean" or not isinstance(value, bool)) for t in allowed)
 
 
+def _refused(constant: str) -> None:
+    raise AssertionError(constant)
+
+
 def check(command: str, text: str) -> Any:
     """The JSON that ``linger command --json`` printed; it must follow the command's schema.
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: it does not, or holds NaN or infinity, which JSON does not have.
     """
-    said = json.loads(text)
+    said = json.loads(text, parse_constant=_refused)
     assert errors(said, SCHEMA["$defs"][command]) == []
     return said

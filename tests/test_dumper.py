@@ -157,17 +157,17 @@ def test_weights_and_their_outliers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     weight = torch.full((1000,), -0.5)
     weight[3] = 8.0
     state = {
-        "fc.weight": weight, "fc.bias": torch.tensor([0.25]), "fc.running_x": torch.ones(()), "empty": torch.zeros(0),
+        "upscale_1.weight": torch.ones(2), "fc.weight": weight, "fc.bias": torch.tensor([0.25]), "fc.running_x": torch.ones(()), "empty": torch.zeros(0),
         "steps": torch.ones(3, dtype=torch.int64), "zeros": torch.zeros(4), "spike": torch.tensor([0.0] * 199 + [1.0]),
     }  # fmt: skip
     made = linger.wb_analyse(state)
-    assert [r.layer for r in made.rows] == ["fc.weight", "fc.bias", "zeros", "spike"]
-    row = made.rows[0]
+    assert [r.layer for r in made.rows] == ["upscale_1.weight", "fc.weight", "fc.bias", "zeros", "spike"]
+    row = made.rows[1]
     assert (row.mean, row.max, row.dynamic) == (0.5 * 0.999 + 0.008, 8.0, 0.5)
-    assert (row.versu, row.outliers, made.rows[1].outliers, made.rows[3].versu) == (16.0, True, False, math.inf)
+    assert (row.versu, row.outliers, made.rows[2].outliers, made.rows[4].versu) == (16.0, True, False, math.inf)
     text = Path("wb_analyse.log").read_text()
     assert text == f"{made}\n"
-    assert "| fc.weight      | 0.5075         | 8.0000         | 15.7635" in text
+    assert "| fc.weight        | 0.5075         | 8.0000         | 15.7635" in text
     assert text.count("!" * 14) == 12
     torch.save(state, "state.pt")
     assert linger.wb_analyse("state.pt", None) == made

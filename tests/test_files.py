@@ -36,7 +36,10 @@ def test_sounds_and_images(tmp_path: Path) -> None:
         linger.files.read_arrays(tmp_path / "grey.png")[""].tolist()
         == (pixels / 255).astype(np.float32)[None, None].tolist()
     )
-    assert linger.files.read_arrays(tmp_path / "rgb.png")[""].shape == (1, 3, 8, 8)
+    planes = np.stack([pixels, 255 - pixels, pixels])
+    assert (
+        linger.files.read_arrays(tmp_path / "rgb.png")[""].tolist() == (planes / 255).astype(np.float32)[None].tolist()
+    )
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_retarget_of_a_file(made: tuple[nn.Module, Tensor, str], tmp_path: Path)
 
 
 WRONG = {
-    "nothing": (["check", "net"], r"found 'net', allowed are a .onnx file and module:name"),
+    "nothing": (["check", "net"], r"found 'net', allowed is a .onnx file or package.module:name"),
     "no such module": (["check", "nowhere:Net"], r"'nowhere:Net', which cannot be imported"),
     "no such name": (["check", "mynet:Other"], r"'mynet:Other', which cannot be imported"),
     "no net": (["check", "mynet:number"], r"mynet:number is no net"),

@@ -35,8 +35,8 @@ def explained(fault: Fault) -> Why:
 @pytest.mark.parametrize("name", NETS)
 def test_a_sample_of_the_faults(name: str) -> None:
     named = [(f.kind, explained(f).cause) for f in seeded(name, every=9)]
-    assert len(named) >= 6
-    assert sum(kind == cause for kind, cause in named) >= 0.95 * len(named) - 1, named
+    assert len(named) >= 10
+    assert [(kind, cause) for kind, cause in named if kind != cause] == []
 
 
 # --- the confusion table of the documentation
@@ -279,7 +279,7 @@ def test_a_chip_that_rounds_ties_to_even(tmp_path: Path) -> None:
 
 
 def test_a_recurrent_net() -> None:
-    """Ties inside of a cell, found although its sums are not the node's result."""
+    """A scale of a cell, found although its sums are not the node's result."""
     torch.manual_seed(0)
     net = linger.init(nn.GRU(4, 5, batch_first=True), target="venusa", limits=False)
     x = torch.randn(3, 6, 4)

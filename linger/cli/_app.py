@@ -24,6 +24,11 @@ Inputs = Annotated[
     typer.Option("--input", "-i", help="a .npy, .npz, .wav or .png file, or a shape such as 1,3,32,32; once per input"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print everything as JSON")]
+Args = Annotated[str | None, typer.Option("--args", help="what the factory takes, in JSON, such as '{\"width\": 32}'")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="a .safetensors file, or a file of torch.save that holds only tensors")
+]
+Bits = Annotated[int, typer.Option("--weight-bits", help="4, 8 or 16, where the net is not converted yet")]
 TargetName = Annotated[str | None, typer.Option("--target", help="venus, arcs, venusa, mars, or a .toml file")]
 
 app = typer.Typer(

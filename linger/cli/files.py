@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from linger.cli._app import DIFFERENT, FINE, Inputs, Json, answer, app, console, reported
+from linger.cli._app import DIFFERENT, FINE, Args, Bits, Inputs, Json, Weights, answer, app, console, reported
+from linger.errors import LingerError
 
 File = Annotated[Path, typer.Argument(help="a .onnx file that linger exported")]
-Args = Annotated[str | None, typer.Option("--args", help="what the factory takes, in JSON, such as '{\"width\": 32}'")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="a .safetensors file, or a file of torch.save that holds only tensors")
-]
+FileTarget = Annotated[str | None, typer.Option("--target", help="the chip of the net; by default that of the file")]
 
 
 @app.command()
@@ -47,6 +46,8 @@ def verify(
     args: Args = None,
     weights: Weights = None,
     input: Inputs = [],  # noqa: B006
+    target: FileTarget = None,
+    weight_bits: Bits = 8,
     json: Json = False,
 ) -> None:
     """Is a file what it was at export, and equal to its net? Alone, a file needs the golden inputs of ``export --golden``.
@@ -54,14 +55,19 @@ def verify(
     Exit code 0 if everything is equal, 1 if not, 2 for an error.
     """
     from linger import verify as compare
-    from linger.arguments import fixed_point, inputs_of, net_of
+    from linger.arguments import inputs_of, net_of, net_of_file
 
     with reported(json):
-        if net is None:
-            report = compare(str(file), quiet=True)
-        else:
+        if net is not None:
             inputs = inputs_of(input)
-            report = compare(fixed_point(net_of(net, args), inputs, weights, None), file, inputs, quiet=True)
+            made = net_of_file(net_of(net, args), inputs, weights, target, weight_bits, file)
+            report = compare(made, file, inputs, quiet=True)
+        elif input or weights is not None or args is not None:
+            raise LingerError(
+                "verify: found --input, --weights or --args without --net, allowed alone is a file with golden inputs; add --net"
+            )
+        else:
+            report = compare(str(file), quiet=True)
     answer(report, json)
     raise typer.Exit(FINE if report.equal else DIFFERENT)
 
@@ -89,13 +95,16 @@ def run(
         {"name": k, "type": a.dtype.name, "shape": list(a.shape), "min": _extreme(a, min), "max": _extreme(a, max)}
         for k, a in found.items()
     ]
-    lines = [f"{t['name']} {t['type']} {'x'.join(map(str, t['shape']))}: {t['min']} to {t['max']}" for t in tensors]
-    answer({"out": None if out is None else str(out), "tensors": tensors}, json, "\n".join(lines))
+    answer({"out": None if out is None else str(out), "tensors": tensors}, json, "\n".join(map(_line, tensors)))
+
+
+def _line(tensor: dict[str, Any]) -> str:
+    low, high = ("?" if tensor[k] is None else tensor[k] for k in ("min", "max"))
+    values = f"{low} to {high}" if math.prod(tensor["shape"]) else "empty"
+    return f"{tensor['name']} {tensor['type']} {'x'.join(map(str, tensor['shape']))}: {values}"
 
 
 def _extreme(array: Any, which: Any) -> Any:
     """The least or the largest element as a Python number; None of no elements, or where one is NaN or infinite."""
-    import math
-
     value = which(array.min().item(), array.max().item()) if array.size else None
     return None if value is None or not math.isfinite(value) else value

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from linger.cli._app import Inputs, Json, TargetName, answer, app, reported
-from linger.cli.files import Args, Weights
-from linger.errors import LingerError
+from linger.cli._app import Args, Bits, Inputs, Json, TargetName, Weights, answer, app, reported
 
 Net = Annotated[str, typer.Argument(help="package.module:name of a net, its class, or a function that makes it")]
 Data = Annotated[
     list[str], typer.Option("--data", help=".npy, .npz, .wav or .png files whose first axis counts samples; many times")
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="samples of a batch")]
-Bits = Annotated[int, typer.Option("--weight-bits", help="4, 8 or 16, where the net is not converted yet")]
-METHODS = ("max", "percentile", "mse", "kl")
 
 
 @app.command()
@@ -54,9 +51,9 @@ def _calibrated(
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     from linger import calibrate as choose
     from linger.arguments import batches_of, fixed_point, inputs_of, net_of, sample_of
+    from linger.histogram import method_of
 
-    if method not in METHODS:
-        raise LingerError(f"method is {method!r}, allowed are {', '.join(METHODS)}; choose one of them")
+    method_of(method)  # before any work
     batches = batches_of(data, batch)
     found = net_of(net, args)
     inputs = inputs_of(input) if input else sample_of(found, batches)
@@ -165,8 +162,6 @@ def _sensitivity(net: Any, batches: list[Any]) -> tuple[dict[str, Any], str]:
 
 
 def _spread(what: str, args: str | None, weights: str | None) -> tuple[dict[str, Any], str]:
-    import math
-
     from linger.analysis import wb_analyse
     from linger.arguments import net_of
     from linger.weights import load_into

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from linger.cli._app import Inputs, Json, TargetName, What, app, console, reported
-from linger.cli.files import Args, Weights
-from linger.cli.nets import Batch, Bits, Data
+from linger.cli._app import Args, Bits, Inputs, Json, TargetName, Weights, What, app, console, reported
+from linger.cli.nets import Batch, Data
 from linger.errors import LingerError
 
 
@@ -40,7 +39,7 @@ def report(
         found, batches = _given(what, data, input, args, weights, target, weight_bits, batch)
         made = look(
             found, batches, html=html, forward=feed if data else spread, target=target, batch_axis=batch_axis,
-            language=language, progress=False,
+            language=language, progress=not json,
         )  # fmt: skip
         if csv is not None:
             made.csv(csv)

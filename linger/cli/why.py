@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from linger.cli._app import DIFFERENT, FINE, Inputs, Json, answer, app, reported
-from linger.cli.files import Args, File, Weights
+from linger.cli._app import DIFFERENT, FINE, Args, Bits, Inputs, Json, Weights, answer, app, reported
+from linger.cli.files import File, FileTarget
 
 Run = Annotated[
     str,
@@ -26,6 +26,8 @@ def why(
     input: Inputs = [],  # noqa: B006
     args: Args = None,
     weights: Weights = None,
+    target: FileTarget = None,
+    weight_bits: Bits = 8,
     json: Json = False,
 ) -> None:
     """Where do two runs of a file part, and which mistake makes exactly that difference?
@@ -36,16 +38,18 @@ def why(
     from linger.why import why as explain
 
     with reported(json):
-        runs = [_run(text, input, args, weights) for text in (first, second)]
+        runs = [_run(text, file, input, args, weights, target, weight_bits) for text in (first, second)]
         found = explain(file, *runs, inputs=input or None, progress=not json, quiet=True)
     answer(found, json)
     raise typer.Exit(FINE if found.equal else DIFFERENT)
 
 
-def _run(text: str, input: list[str], args: str | None, weights: str | None) -> Any:
+def _run(
+    text: str, file: Path, input: list[str], args: str | None, weights: str | None, target: str | None, weight_bits: int
+) -> Any:
     """A net by name, anything else as it is."""
-    from linger.arguments import fixed_point, inputs_of, net_of
+    from linger.arguments import inputs_of, net_of, net_of_file
 
     if ":" not in text or text.startswith("onnxruntime:") or Path(text).exists():
         return text
-    return fixed_point(net_of(text, args), inputs_of(input), weights, None)
+    return net_of_file(net_of(text, args), inputs_of(input), weights, target, weight_bits, file)

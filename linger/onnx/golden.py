@@ -116,7 +116,8 @@ def damaged(proto: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
-def _parts(proto: onnx.ModelProto, golden: str) -> Iterator[tuple[str, bytes]]:
+def _parts(proto: onnx.ModelProto, golden: str | bytes) -> Iterator[tuple[str, bytes]]:
+    """Every part and what is hashed of it; protobuf hands text that is no UTF-8 out as bytes."""
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor)
         yield f"initializer {tensor.name}", f"{array.dtype} {array.shape} ".encode() + array.tobytes()
@@ -127,7 +128,7 @@ def _parts(proto: onnx.ModelProto, golden: str) -> Iterator[tuple[str, bytes]]:
         yield f"function {name}", function.SerializeToString(deterministic=True)
     signature = [*proto.graph.input, *proto.graph.output, *proto.opset_import]
     yield "signature", b"".join(v.SerializeToString(deterministic=True) for v in signature)
-    yield "golden", golden.encode()
+    yield "golden", golden if isinstance(golden, bytes) else golden.encode()
 
 
 def _digest(data: bytes) -> str:
