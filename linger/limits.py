@@ -11,14 +11,33 @@ from torch import nn
 from linger.errors import LingerError
 from linger.ops import HALF_UP_ONLY, Operand
 from linger.ops._weighted import WeightedInt
+from linger.ops.pool import AvgPool1dInt, AvgPool2dInt
 from linger.rounding import HALF_UP
 from linger.targets import Facts, Target
 from linger.targets._measures import beyond_limit
 from linger.targets._words import said
 
 
-def facts_of(layer: Any) -> Facts:
-    """A fixed-point twin as limits see it, with the input of one sample that tracing saw, or of which the channels are known."""
+def facts_of(layer: Any) -> Facts | None:
+    """A fixed-point twin as limits see it, with the input of one sample that tracing saw, or of which the channels are known.
+
+    None for a layer that says nothing without an input.
+    """
+    if isinstance(layer, WeightedInt):
+        return _of_weighted(layer)
+    return _of_pool(layer) if isinstance(layer, (AvgPool1dInt, AvgPool2dInt)) else None
+
+
+def _of_pool(layer: Any) -> Facts:
+    rank = layer.rank + 2
+    shape = layer.__dict__.get("_linger_shape", ())
+    shape = shape if len(shape) == rank else (1,) * rank
+    x = Operand(scale=1.0, bits=layer.data_bits, shape=shape)
+    (node,) = layer.lower((x,), x, {})
+    return Facts(op=node.op_type, shapes=(shape,), out=(), attrs=node.attrs, bits=(x.bits,), out_bits=x.bits)
+
+
+def _of_weighted(layer: Any) -> Facts:
     product, weight = layer.product(), tuple(layer.weight.shape)
     channels = weight[0] if product.transposed else weight[1] * product.groups
     seen = layer.__dict__.get("_linger_shape", ())
@@ -39,10 +58,9 @@ def unlike(layer: nn.Module, chip: Target) -> list[str]:
 
 def errors_of(layer: nn.Module, chip: Target) -> list[str]:
     """What the chip refuses about a layer: "kernel 7, allowed 1 to 5"."""
-    found = unlike(layer, chip)
-    if not isinstance(layer, WeightedInt):
+    found, facts = unlike(layer, chip), facts_of(layer)
+    if facts is None:
         return found
-    facts = facts_of(layer)
     for limit in chip.limits:
         beyond = beyond_limit(facts, limit) if limit.op == facts.op and limit.kind == "error" else []
         if beyond:

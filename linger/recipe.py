@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from linger.errors import LingerError
+from linger.files import whole
 from linger.ops._base import check_bits
 
 if sys.version_info >= (3, 11):
@@ -48,7 +49,8 @@ class Recipe:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file that ``init(..., recipe=path)`` reads."""
-        Path(path).write_text(str(self), "utf-8")
+        with whole(path) as out:
+            out.write(str(self).encode())
 
 
 def quoted(pattern: str) -> str:

@@ -204,6 +204,18 @@ def test_recurrent_layers_and_what_comes_after(
     assert gates * 5 * 6 <= weights
 
 
+def test_layers_that_refuse_their_input_are_said_with_everything_else() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 7), nn.AdaptiveAvgPool2d(3), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(2))
+    report = linger.check(net, torch.randn(1, 4, 16, 16), target="venus", quiet=True)
+    assert [line.partition(";")[0] for line in report.left] == [
+        "1: output_size (3, 3) does not divide the input (10, 10)",
+        "3: output_size (2, 2) does not divide the input (3, 3)",
+    ]
+    assert ("0", "kernel 7") in {(v.layer, v.found) for v in report.violations}
+    assert {v.layer for v in report.violations if v.of == "float"} == {"1", "3"}
+    assert all(type(m) in (nn.Conv2d, nn.AdaptiveAvgPool2d) for m in net), "the net stays as it is"
+
+
 def test_a_batch_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     net = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(5)])
     linger.check(net, torch.randn(8, 4, 9, 9), target="arcs")

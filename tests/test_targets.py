@@ -154,6 +154,17 @@ def test_init_refuses_every_layer_beyond_a_limit_at_once() -> None:
         linger.init(net, target="venus")
 
 
+def test_init_refuses_an_average_pool_beyond_a_limit() -> None:
+    for x in (None, torch.randn(4, 3, 12, 12)):
+        net = nn.Sequential(nn.AvgPool2d(2, 2), nn.AvgPool2d(2, 3))
+        if x is not None:
+            linger.trace_layers(net, net, x)
+        with pytest.raises(
+            LingerError, match=r"^init: venus does not run 1 \(stride larger than the kernel, allowed at most"
+        ):
+            linger.init(net, target="venus")
+
+
 def test_init_accepts_them_where_no_target_or_no_limits_are_meant() -> None:
     assert isinstance(linger.init(Beyond()).wide, linger.Conv2dInt)
     assert isinstance(linger.init(Beyond(), target="venus", limits=False).wide, linger.Conv2dInt)

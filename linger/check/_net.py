@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from linger.check._words import op_name
-from linger.convert import init
+from linger.convert import disable_quant, init
 from linger.errors import LingerError, LingerWarning
 from linger.fuse import trace_layers
 from linger.onnx.builder import DTYPES, ONNX_TYPES, Builder
@@ -83,8 +83,43 @@ class Lenient(Writer):
 def exported(
     net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], chip: Target, bits: dict[str, int]
 ) -> tuple[onnx.ModelProto, dict[str, Origin], list[str]]:
-    """The file of a copy of ``net``, where its nodes come from, and what ``init`` says of layers left in float."""
-    made = copy.deepcopy(net)
+    """The file of a copy of ``net``, where its nodes come from, and what is said of layers left in float.
+
+    Those that ``init`` leaves, and those whose fixed-point form refuses these inputs: each is taken out, and all are said.
+    """
+    refused: dict[str, str] = {}
+    while True:
+        made = copy.deepcopy(net)
+        for name in refused:
+            disable_quant(made.get_submodule(name))
+        try:
+            proto, origins, left = _once(made, args, kwargs, chip, bits)
+        except LingerError as error:
+            name, fact = _refusing(error)
+            if name in refused or _float_layer(net, name) is None:
+                raise
+            refused[name] = fact
+        else:
+            return proto, origins, [*left, *(f"{name}: {fact}" for name, fact in refused.items())]
+
+
+def _refusing(error: LingerError) -> tuple[str, str]:
+    """The layer that an error speaks of, "" where it speaks of none, and what it says."""
+    inner: BaseException | None = error
+    while isinstance(inner, LingerError) and not inner.layer:
+        inner = inner.__cause__
+    return (inner.layer, inner.fact) if isinstance(inner, LingerError) else ("", "")
+
+
+def _float_layer(net: nn.Module, name: str) -> nn.Module | None:
+    """A layer of the net that could stay in float."""
+    layer = dict(net.named_modules()).get(name) if name else None
+    return None if isinstance(layer, IntModule) else layer
+
+
+def _once(
+    made: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], chip: Target, bits: dict[str, int]
+) -> tuple[onnx.ModelProto, dict[str, Origin], list[str]]:
     args, kwargs = given(made, args, kwargs)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
