@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,21 @@ def test_nets_that_have_no_file(net: Callable[[], nn.Module], args: Tensor, matc
     made = net().eval()
     with pytest.raises(linger.LingerError, match=match):
         linger.onnx.export(made, args)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, torch.exp, F.gelu, F.silu, torch.sin])
+def test_a_function_of_nan_is_nan_in_eval(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A table has no entry for it; nothing looks at ranges in eval, so the output must show it."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(linger.quant_tensor(self, x, "x"))
+
+    net, x = linger.init(Net()), torch.randn(4, 3)
+    net(x)
+    x[1, 2] = math.nan
+    with torch.no_grad():
+        assert net.eval()(x).isnan().nonzero().tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

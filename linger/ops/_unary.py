@@ -81,7 +81,10 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, q: Tensor, values: Tensor, slopes: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, slopes)
-        return values.index_select(0, positions(q)).view(q.shape)
+        found = values.index_select(0, positions(q)).view(q.shape)
+        return (
+            found if slopes is not None else found.add_(x - x)
+        )  # a NaN has no level; in training its range refuses it
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
