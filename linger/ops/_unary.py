@@ -82,9 +82,9 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, q: Tensor, values: Tensor, slopes: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, slopes)
         found = values.index_select(0, positions(q)).view(q.shape)
-        return (
-            found if slopes is not None else found.add_(x - x)
-        )  # a NaN has no level; in training its range refuses it
+        if slopes is None:  # a NaN has no level; in training its range refuses it
+            found.add_(x - x)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
