@@ -211,6 +211,7 @@ def _outputs(node: onnx.NodeProto, run: Step, x: list[Any]) -> tuple[Any, ...]:
 
 
 def declared(value: onnx.ValueInfoProto) -> Input:
+    """What the file says of an input: its name, type and shape."""
     tensor = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type) if tensor.elem_type else None
     sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
