@@ -23,6 +23,7 @@ from torch.autograd.function import BackwardCFunction
 
 from linger.eager import LEAST, at_hand, blocks, power, power_below, power_near, small, widest
 from linger.errors import LingerError
+from linger.masks import passed, saturated
 from linger.rounding import HALF_UP, ROUNDINGS
 from linger.steps import replaceable
 
@@ -148,26 +149,6 @@ def snapped(x: Tensor, scale: Tensor, bits: int, rounding: str = HALF_UP) -> Ten
     scale = scale.to(v.dtype)
     step = scale.reciprocal()
     return rounded(v, scale, step, rounding).clamp_(-levels(bits) - 1, highest(bits)).mul_(step).to(x.dtype)
-
-
-def saturated(v: Tensor, q: Tensor) -> Tensor:
-    """Where v and q differ, one byte per element; ``v`` may be overwritten.
-
-    On CPUs a bool costs more than all the rest: PyTorch compares slowly, and inductor's loops store bools one by one.
-    """
-    if at_hand(v):
-        return v.ne_(q).to(torch.int8)
-    return (v - q).clamp(-1, 1).to(torch.int8) if v.is_cpu else v != q
-
-
-def passed(gradient: Tensor, outside: Tensor) -> Tensor:
-    """The gradient, exactly zero where ``outside``, a result of ``saturated``."""
-    if not at_hand(gradient):
-        return torch.where(outside != 0, 0, gradient)
-    out = torch.empty_like(gradient)
-    for g, mask, result in blocks(gradient, outside, out):
-        torch.ops.aten.hardtanh_backward(g, mask.to(g.dtype), -0.5, 0.5, grad_input=result)
-    return out
 
 
 def _snap(

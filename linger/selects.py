@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from linger.masks import relu, relu_
+
 T: Any = Tensor
 Call = Callable[..., Any]
 
@@ -33,7 +35,7 @@ def selects(func: Call, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def stable(func: Call) -> Call:
-    """The function to run on gridded operands: of equal values, the first is picked."""
+    """The function to run on gridded operands: of equal values, the first is picked; relu has a gradient for every compiler."""
     return STABLE.get(func, func)
 
 
@@ -70,5 +72,6 @@ RETURNS: dict[Call, Any] = {torch.max: torch.return_types.max, torch.min: torch.
 _MAX, _MIN = _extreme(torch.max, torch.argmax), _extreme(torch.min, torch.argmin)
 STABLE: dict[Call, Call] = {
     torch.max: _MAX, T.max: _MAX, torch.min: _MIN, T.min: _MIN, torch.topk: _topk, T.topk: _topk, torch.sort: _sort,
-    T.sort: _sort, torch.argsort: _argsort, T.argsort: _argsort,
+    T.sort: _sort, torch.argsort: _argsort, T.argsort: _argsort, F.relu: relu, torch.relu: relu, T.relu: relu,
+    F.relu_: relu_, torch.relu_: relu_, T.relu_: relu_,
 }  # fmt: skip

@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from linger.masks import passed, saturated
 from linger.numerics import (
     WIDEST,
     best_weight_scale,
     fake_quant,
     levels,
-    passed,
     rounded,
-    saturated,
     scale_from_running,
 )
 from linger.rounding import HALF_UP

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from linger.eager import at_hand, blocks, saved_elsewhere
-from linger.numerics import Grid, highest, levels, passed, rounded
+from linger.masks import passed
+from linger.numerics import Grid, highest, levels, rounded
 from linger.observe import Spread
 
 

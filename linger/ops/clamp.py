@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from linger.eager import at_hand
 from linger.errors import LingerError
+from linger.masks import between, cleared, in_bytes
 from linger.numerics import WIDEST, Grid, int_dtype, levels, set_grid
 from linger.ops._base import ONNX_INT, IntModule, Op, real_text
 from linger.ops._case import Case
@@ -47,6 +48,8 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors
+        if in_bytes(x):
+            return cleared(grads[0], -between(x, *ctx.ends)), None, None, None, None
         return torch.ops.aten.hardtanh_backward(grads[0], x, *ctx.ends), None, None, None, None
 
 
