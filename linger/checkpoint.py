@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from linger.errors import LingerError
 from linger.numerics import scale_from_running
 from linger.ops import BY_FLOAT, SITES, IntModule
-from linger.ops._base import ALLOWED_DATA_BITS
+from linger.ops._bits import ALLOWED_DATA_BITS
 from linger.ops.convbn import FUSED, folded
 from linger.sites import make_site
 

@@ -15,15 +15,16 @@ from torch.utils import _pytree as pytree
 
 from linger import checkpoint
 from linger.errors import LingerError, LingerWarning, during
+from linger.forwards import route
 from linger.limits import refuse_layers
 from linger.ops import BY_FLOAT, LAYERS, ROUTED, IntModule
-from linger.ops._base import check_bits, dry, twin
+from linger.ops._base import dry, twin
+from linger.ops._bits import check_bits
 from linger.ops._recurrent import HIDDEN_BITS, RecurrentInt
 from linger.ops.batchnorm import BATCHNORMS
 from linger.ops.convbn import FUSED, EmptyBatchNorm
 from linger.ops.quant import ScaledRoundLayer
 from linger.recipe import Recipe, assigned, recipe_of
-from linger.route import route
 from linger.settings import QuantMode, config
 from linger.sites import children, make_site
 from linger.swap import Step, Types, device_of, freeze, named, require_net, swap, types_of

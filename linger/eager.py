@@ -78,6 +78,12 @@ def saved_elsewhere() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def recorded() -> tuple[object, bool]:
+    """The hook that saves tensors for backward, and whether gradients are wanted: gradient checkpointing changes one of them."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks and hooks[0], torch.is_grad_enabled()
+
+
 def blocks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape in parts that fit the cache, the same elements of each in one part.
 

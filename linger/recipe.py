@@ -21,7 +21,7 @@ from typing import Any
 
 from linger.errors import LingerError
 from linger.files import whole
-from linger.ops._base import check_bits
+from linger.ops._bits import check_bits
 
 if sys.version_info >= (3, 11):
     import tomllib

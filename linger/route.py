@@ -1,4 +1,4 @@
-"""Functional calls of a converted net: the mode that sends each to its site, and the forward that turns the mode on.
+"""Functional calls of a converted net: the mode that sends each to its site. ``forwards`` turns it on.
 
 While a converted net's forward runs, ``Route`` looks at every functional call made in its own code (leaf modules run
 with it off). A call with a gridded operand goes to the named child that stands for it, its *site*; a call that only
@@ -12,16 +12,12 @@ is a weight.
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from linger.calls import (
     ASSIGN,
@@ -43,20 +39,15 @@ from linger.calls import (
 )
 from linger.composed import MADE_OF
 from linger.constants import Constants
+from linger.eager import recorded
 from linger.errors import LingerError
 from linger.numerics import Grid, fake_quant, grid_of, set_grid, version
-from linger.ops import BY_CALL, COMPOSED, FORWARDS, ROUTED, SITES, Composed, IntModule, _symbolic
+from linger.ops import BY_CALL, COMPOSED, SITES, Composed, _symbolic
 from linger.ops._constant import constant_of, has_parameter
 from linger.selects import stable
-from linger.sites import PREFIX, SHARED, WITNESSES, children, make_site, refuse_other, site_name
-from linger.targets import target as find_target
+from linger.sites import SHARED, WITNESSES, children, make_site, refuse_checkpointed, refuse_other, site_name
 from linger.trace import Tape, running_tape, tensors_of
 
-_INSIDE: ContextVar[bool] = ContextVar(
-    "_INSIDE", default=False
-)  # a converted net's forward runs: what it holds is no root
-# Layers whose function PyTorch's compiler shows to no mode; in a forward of the user's own, it stays in float there.
-UNSEEN = {nn.Hardswish: F.hardswish, nn.Hardsigmoid: F.hardsigmoid}
 SITE_INPLACE = frozenset(func for func in BY_CALL if is_inplace(func, {}))  # PyTorch's compiler does not trace a name
 
 
@@ -69,6 +60,7 @@ class Route(TorchFunctionMode):
         self.count: dict[str, int] = {}
         self.off: frozenset[str] = owner.__dict__.get("_linger_off", frozenset())
         self.constants = Constants(owner)
+        self.recorded = recorded()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
@@ -117,6 +109,8 @@ class Route(TorchFunctionMode):
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
+        if gridded and not torch.compiler.is_compiling() and recorded() != self.recorded:
+            refuse_checkpointed(plain_name(func), type(self.owner).forward)
         seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
         if seen and func in MADE_OF:
             return MADE_OF[func](self, *args, **kwargs)
@@ -286,115 +280,3 @@ def _dropped(out: Tensor, grid: Grid, p: float) -> Tensor:
         factor *= 2
     scale = grid.scale / factor
     return set_grid(fake_quant(out, scale, grid.bits), Grid(scale, grid.bits))
-
-
-def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The user's own forward. A Sequential that iterates over itself sees its layers and not its sites."""
-    own = FORWARDS.get(type(module))
-    if own is not None:
-        mode = Route(module)
-        with mode:
-            return own(mode.send, module, *args, **kwargs)
-    unseen = UNSEEN.get(type(module))
-    if unseen is not None:
-        return Route(module).__torch_function__(unseen, (), args, kwargs | {"inplace": module.inplace})
-    if not isinstance(module, nn.Sequential) or "_linger_children" in module.__dict__:
-        with Route(module):
-            return type(module).forward(module, *args, **kwargs)
-    everything = module._modules
-    module.__dict__["_linger_children"] = everything
-    module.__dict__["_modules"] = {k: v for k, v in everything.items() if not k.startswith(PREFIX)}
-    try:
-        with Route(module):
-            return type(module).forward(module, *args, **kwargs)
-    finally:
-        module.__dict__["_modules"] = module.__dict__.pop("_linger_children")
-
-
-def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a converted net and of every container in it; errors get the dotted name of their layer."""
-    if torch.compiler.is_compiling() and not _symbolic.exporting():
-        return _forward(module, args, kwargs)
-    root = "_linger_routed" in module.__dict__ and not _INSIDE.get()
-    if root and torch.is_inference_mode_enabled():
-        return _without_inference_mode(module, args, kwargs)
-    token = _INSIDE.set(True)
-    try:
-        if root and torch.compiler.is_compiling():
-            return _exported(module, args, kwargs)
-        if root and not module.training:
-            _symbolic.FORWARD.set(_symbolic.FORWARD.get() + 1)
-        out = _forward(module, args, kwargs)
-        if "_linger_unchecked" in module.__dict__:
-            _check_sites(module)
-        return out
-    except LingerError as error:
-        error.layer = next((name for name, m in module.named_modules() if m is error.module), error.layer)
-        raise
-    finally:
-        _INSIDE.reset(token)
-
-
-def _without_inference_mode(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The same without gradients but with counted changes: only they tell a grid that an in-place call made stale."""
-    with torch.inference_mode(False), torch.no_grad():
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, (args, kwargs))
-        return routed(module, *args, **kwargs)
-
-
-def _exported(net: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The forward of a converted net that ``torch.onnx.export`` traces: integer tensors inside, floats at the outputs."""
-    token = _symbolic.TRACING.set(_symbolic.Tracing(target=find_target(net.__dict__.get("_linger_target"))))
-    try:
-        out = _forward(net, args, kwargs)
-        return _symbolic.dequantized(out)
-    finally:
-        _symbolic.TRACING.reset(token)
-
-
-def _check_sites(net: nn.Module) -> None:
-    """Raise if a site made from a checkpoint's keys was not used by the forward that has just run."""
-    made = net.__dict__.pop("_linger_unchecked")
-    idle = [name for name, m in net.named_modules() if any(m is s for s in made) and not m.used]
-    if idle:
-        raise LingerError(
-            f"the checkpoint holds {', '.join(idle)}, which this forward does not use; "
-            "load a checkpoint of this net, or leave those keys out"
-        )
-
-
-def route(
-    net: nn.Module, off: frozenset[str], floats: Collection[nn.Module], chip: str, bits: Mapping[str, int]
-) -> None:
-    """Give the net and its containers their routed forward; torch's own layers and twins keep theirs.
-
-    Args:
-        net: the converted net.
-        off: tags of sites that stay in float everywhere.
-        floats: modules in which all of them do: those that were left in float.
-        chip: name of the target whose arithmetic its modules follow.
-        bits: widths of the calls that are layers (``F.linear``), and of parameters in other calls.
-    """
-    for module in net.modules():
-        own = not isinstance(module, IntModule) and (
-            module is net
-            or module in floats
-            or type(module) in ROUTED
-            or not type(module).__module__.startswith("torch.nn")
-        )
-        if own and "forward" not in module.__dict__:
-            forward = functools.partial(routed, module)
-            forward.__signature__ = _bare_signature(type(module).forward)  # type: ignore[attr-defined]
-            module.forward = forward  # type: ignore[method-assign]
-        if own:
-            module._linger_off = frozenset(SITES) if module in floats else off  # type: ignore[assignment]
-            module._linger_chip = chip  # type: ignore[assignment]
-            module._linger_bits = dict(bits)  # type: ignore[assignment]
-        if isinstance(module, IntModule):
-            module.follow_chip(chip)
-
-
-def _bare_signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """The user's parameters without ``self`` and annotations: what tools that bind inputs by name look at."""
-    given = list(inspect.signature(forward).parameters.values())[1:]
-    return inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in given])

@@ -12,7 +12,7 @@ from torch import nn
 from linger.batches import Forward, bar, feed, kept, plain, taken
 from linger.errors import LingerError, during
 from linger.ops import IntModule
-from linger.ops._base import ALLOWED_PARAMETER_BITS
+from linger.ops._bits import ALLOWED_PARAMETER_BITS
 from linger.recipe import Recipe, Settings
 from linger.sensitivity import Bench, Metric, at_bits, measurable
 from linger.swap import require_net

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from linger.errors import LingerError
 from linger.ops import HALF_UP_ONLY, SITES, IntModule
@@ -38,6 +40,18 @@ def refuse_other(owner: nn.Module, tag: str, n: int, name: str) -> None:
             )
             error.module = site
             raise error
+
+
+def refuse_checkpointed(what: str, forward: Callable[..., Any]) -> None:
+    """Raise if ``forward`` gave ``torch.utils.checkpoint`` the function that runs: repeated alone, nothing would see its calls."""
+    frame, code = sys._getframe(), getattr(forward, "__code__", None)
+    while frame.f_back is not None and frame.f_code is not code and frame.f_code.co_filename != checkpoint.__file__:
+        frame = frame.f_back
+    if frame.f_code.co_filename == checkpoint.__file__:
+        raise LingerError(
+            f"found {what} in a function given to torch.utils.checkpoint, allowed are modules; give it a module whose forward "
+            "is that function"
+        )
 
 
 def site_name(tag: str, n: int) -> str:

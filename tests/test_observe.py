@@ -251,3 +251,25 @@ def test_every_rank_has_the_maximum(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(rank, (path, flat), nprocs=2)
     texts = [Path(f"{path}.{i}").read_text() for i in range(2)]
     assert texts == [repr([5.0, 3.0, EMPTY, math.inf, math.inf])] * 2
+
+
+class Again(nn.Module):
+    """A layer that takes the input, and then its own result; ``first`` says which comes first in a forward."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.stem, self.fc, self.first = nn.Linear(8, 8), nn.Linear(8, 8), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first == "plain":
+            return self.fc(torch.tanh(self.fc(x)))
+        return self.fc(torch.tanh(self.stem(x))) + self.fc(x)
+
+
+@pytest.mark.parametrize("first", ["plain", "gridded"])
+def test_an_input_without_a_grid_keeps_its_range(first: str) -> None:
+    """Also where the layer takes a tensor with a grid in the same forward, whose scale says nothing about the input."""
+    net, x = linger.init(Again(first)), 20 * torch.randn(64, 8)
+    for _ in range(60):
+        net(x)
+    assert float(net.fc.running_x) == pytest.approx(float(x.abs().max()), rel=0.01)

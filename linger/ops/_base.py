@@ -17,6 +17,7 @@ from linger import observe
 from linger.errors import LingerError
 from linger.numerics import WIDEST, Grid, fake_quant, grid_of, levels, scale_from_running, scale_from_weight, set_grid
 from linger.ops import _symbolic
+from linger.ops._bits import check_bits
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._state import Stored, is_range
@@ -34,10 +35,6 @@ def dry() -> Iterator[None]:
         yield
     finally:
         _DRY.reset(token)
-
-
-ALLOWED_DATA_BITS = (8, 16, 32)
-ALLOWED_PARAMETER_BITS = (4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,17 +72,6 @@ def twin(cls: type[nn.Module], source: nn.Module) -> Any:
     return new
 
 
-def check_bits(data_bits: int = 8, parameter_bits: int = 8, out_bits: int = 8) -> None:
-    """Raise LingerError for a width that has no grid."""
-    for what, bits, allowed in (
-        ("data_bits", data_bits, ALLOWED_DATA_BITS),
-        ("parameter_bits", parameter_bits, ALLOWED_PARAMETER_BITS),
-        ("out_bits", out_bits, ALLOWED_DATA_BITS),
-    ):
-        if not isinstance(bits, int) or bits not in allowed:
-            raise LingerError(f"{what} is {bits!r}, allowed are {', '.join(map(str, allowed))}; choose one of them")
-
-
 class IntModule(Stored):
     """State and bookkeeping that every fixed-point twin and site shares. Mixed in before the torch class.
 
@@ -110,6 +96,7 @@ class IntModule(Stored):
     normalize_bias: float | None
     ahead_relu: bool
     _ranged: set[str]
+    _plain: frozenset[str] = frozenset()
     _calls: list[_symbolic.Call]
     _seen_in: int | None
 
@@ -275,6 +262,7 @@ class IntModule(Stored):
             else:
                 self.watch(name, x)
                 spread = self.observe(name, x)
+                self.takes_plain(name)
             scale = self.scale(name, bits)
             return fake_quant(
                 x, scale, min(bits, WIDEST), inside=observe.fits(spread, scale, bits), rounding=self.rounding
@@ -286,9 +274,14 @@ class IntModule(Stored):
             return fake_quant(x, scale, bits, inside=observe.fits(spread, scale, bits), rounding=self.rounding), scale
         scale = grid.scale if grid.bits == bits else grid.scale * observe.wider(grid.bits, bits)
         running = self._buffers.get(f"running_{name}")
-        if self.training and running is not None:
+        if self.training and running is not None and name not in self._plain:
             observe.hold_at(running, scale, bits)
         return x, scale
+
+    def takes_plain(self, name: str) -> None:
+        """Note that operands come here without a grid: the range is theirs, also where others that have one come in between."""
+        if self.training and name not in self._plain and not torch.compiler.is_compiling():
+            self._plain = self._plain | {name}
 
     def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:
         """An operand of ``given`` bits (a plain tensor where ``scale`` is None) as forward brings it to ``bits`` bits."""

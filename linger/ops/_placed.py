@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -33,7 +33,17 @@ def placed(weight: Tensor, bias: Tensor, s_w: Tensor, s_b: Tensor, bits: int) ->
 
 
 def _straight(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """A clone, whose gradient is the identity without a step in Python, with other values in it."""
+    return holding(x, snapped(x.detach(), scale, bits))
+
+
+@overload
+def holding(x: Tensor, values: Tensor) -> Tensor: ...
+@overload
+def holding(x: Tensor | None, values: Tensor | None) -> Tensor | None: ...
+def holding(x: Tensor | None, values: Tensor | None) -> Tensor | None:
+    """``values`` with the gradient of ``x``: in a clone of it, whose gradient is the identity without a step in Python."""
+    if x is None or values is None or not (x.requires_grad and torch.is_grad_enabled()):
+        return values
     out = x.clone()
-    out.detach().copy_(snapped(x.detach(), scale, bits))
+    out.detach().copy_(values)
     return out

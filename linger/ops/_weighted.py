@@ -31,10 +31,11 @@ from linger.numerics import (
     scale_from_weight,
     shift_round,
 )
+from linger.ops import _once
 from linger.ops._base import IntModule, constants, output_bits, requant_text
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
-from linger.ops._placed import placed
+from linger.ops._placed import holding, placed
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
 
@@ -72,22 +73,38 @@ class WeightedSum(IntModule):
 
     weighted: ClassVar[bool] = True
     op_type: ClassVar[str]
+    repeats: bool = False  # a forward has called it several times
 
     def placed(
         self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight and bias within their bounds on their grids for an input of scale ``s_x``, and the scale of the weight."""
+        given = weight, bias, s_x
         weight = bound_parameter(weight.float(), self.normalize_weight)
         bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
-        bits, learned = self.parameter_bits, self.learned("w") is not None
-        own = scale_from_running(self.range_of("w"), bits) if learned else scale_from_weight(weight, bits)
+        if self.learned("w") is not None:
+            return self.learned_weight(product, weight, bias, s_x)
+        kept = _once.recall(self, *given)
+        if kept is not None:
+            return holding(weight, kept.weight), holding(bias, kept.bias), kept.scale
+        s_w, bits = scale_from_weight(weight, self.parameter_bits), self.parameter_bits
         if bias is None:
-            return self.snapped(weight, "w", own, own, bits, inside=not learned), None, own
-        s_w = room_for_bias(own, s_x, bias, self.bias_limit(product, weight))
-        if learned:
+            w, b = self.snapped(weight, "w", s_w, s_w, bits, inside=True), None
+        else:
+            s_w = room_for_bias(s_w, s_x, bias, self.bias_limit(product, weight))
+            w, b = placed(weight, bias, s_w, s_x * s_w, bits)
+        _once.keep(self, given, w, b, s_w)
+        return w, b, s_w
+
+    def learned_weight(
+        self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """``placed`` where the range of the weight is learned."""
+        own = s_w = scale_from_running(self.range_of("w"), self.parameter_bits)
+        if bias is not None:
+            s_w = room_for_bias(own, s_x, bias, self.bias_limit(product, weight))
             bias = fake_quant(bias, s_x * s_w, 32, inside=True)
-            return self.snapped(weight, "w", s_w, own, bits), bias, s_w
-        return *placed(weight, bias, s_w, s_x * s_w, bits), s_w
+        return self.snapped(weight, "w", s_w, own, self.parameter_bits), bias, s_w
 
     def weighted_sum(self, product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
