@@ -32,6 +32,7 @@ class Loop(nn.Module):
             if self.between is not None:
                 self.between(self.cell, i)
             x = torch.tanh(self.cell(x))
+        self.cell.__dict__.pop("weight", None)  # of ``swapped``
         return x
 
 
