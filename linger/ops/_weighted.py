@@ -136,8 +136,8 @@ class WeightedSum(IntModule):
             return product.accumulate(x, w, b)
         if channels > MOST_PARTS * size:
             return product.accumulate(x.double(), w.double(), None if b is None else b.double())
-        parts = [product.accumulate(*part, None).double() for part in parts_of(product, x, w, size)]
-        total = functools.reduce(torch.add, parts)
+        cut = [(x, w)] if channels <= size else parts_of(product, x, w, size)
+        total = functools.reduce(torch.add, [product.accumulate(*part, None).double() for part in cut])
         return total if b is None else total + b.double().reshape(-1, *[1] * (w.dim() - 2))
 
     def bound(self, product: Product, w: Tensor, s_w: Tensor, b: Tensor | None, s_acc: Tensor) -> Tensor:
