@@ -79,7 +79,12 @@ def saved_elsewhere() -> bool:
 
 
 def recorded() -> tuple[object, bool]:
-    """The hook that saves tensors for backward, and whether gradients are wanted: gradient checkpointing changes one of them."""
+    """The hook that saves tensors for backward, and whether gradients are wanted: gradient checkpointing changes one of them.
+
+    The same all the time in a compiled net.
+    """
+    if torch.compiler.is_compiling():
+        return None, True
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks and hooks[0], torch.is_grad_enabled()
 

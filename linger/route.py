@@ -109,7 +109,7 @@ class Route(TorchFunctionMode):
         """One functional call with torch functions off: to its site, or as it is."""
         first = args[0] if args else None
         gridded = grid_of(first) is not None if isinstance(first, Tensor) else _any_grid(first)
-        if gridded and not torch.compiler.is_compiling() and recorded() != self.recorded:
+        if gridded and recorded() != self.recorded:
             refuse_checkpointed(plain_name(func), type(self.owner).forward)
         seen = gridded or running_tape() is not None or _symbolic.tracing() is not None
         if seen and func in MADE_OF:
