@@ -37,7 +37,7 @@ def hull(spreads: Sequence[Spread]) -> Spread:
 
 
 class _Sum(torch.autograd.Function):
-    """sat(sat(R(x)) +- sat(R(y))) of operands and a grid that is no finer than theirs."""
+    """``_total`` with the masks of its gradient, where something may saturate."""
 
     @staticmethod
     def forward(
@@ -45,14 +45,8 @@ class _Sum(torch.autograd.Function):
     ) -> Tensor:
         ctx.sign, ctx.exact = sign, exact
         masks = [] if inside else [torch.empty_like(x, dtype=torch.int8) for kept in (*exact, False) if not kept]
-        out = torch.empty_like(x)
-        for a, b, result, *seen in blocks(x, y, out, *masks):
-            outside = iter(seen)
-            a = a if exact[0] else _snapped(a, grid, next(outside, None), rounding)
-            b = b if exact[1] else _snapped(b, grid, next(outside, None), rounding)
-            _saturated(torch.add(a, b, alpha=sign), grid, next(outside, None), result)
         ctx.save_for_backward(*masks)
-        return out
+        return _total(x, y, sign, grid, exact, masks, rounding)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -60,6 +54,19 @@ class _Sum(torch.autograd.Function):
         g = passed(grads[0], masks.pop()) if masks else grads[0]
         sides = [passed(g, masks.pop(0)) if masks and not kept else g for kept in ctx.exact]
         return sides[0], sides[1] if ctx.sign > 0 else -sides[1], None, None, None, None, None
+
+
+def _total(
+    x: Tensor, y: Tensor, sign: int, grid: Grid, exact: tuple[bool, bool], masks: list[Tensor], rounding: str
+) -> Tensor:
+    """sat(sat(R(x)) +- sat(R(y))) of operands and a grid that is no finer than theirs; ``masks`` are written, if there are any."""
+    out = torch.empty_like(x)
+    for a, b, result, *seen in blocks(x, y, out, *masks):
+        outside = iter(seen)
+        a = a if exact[0] else _snapped(a, grid, next(outside, None), rounding)
+        b = b if exact[1] else _snapped(b, grid, next(outside, None), rounding)
+        _saturated(torch.add(a, b, alpha=sign), grid, next(outside, None), result)
+    return out
 
 
 def _snapped(x: Tensor, grid: Grid, outside: Tensor | None, rounding: str) -> Tensor:
@@ -88,6 +95,8 @@ def added(
 ) -> Tensor:  # fmt: skip
     """x + sign * y on ``grid``. ``x`` and ``y`` come with their scales; ``seen`` is what ``spreads`` found, if it looked."""
     exact = (x[1].item() == grid.scale.item(), y[1].item() == grid.scale.item())
+    if not (torch.is_grad_enabled() and (x[0].requires_grad or y[0].requires_grad)):
+        return _total(x[0], y[0], sign, grid, exact, [], rounding)
     inside = seen is not None and not saved_elsewhere() and _inside(seen, grid)
     return _Sum.apply(x[0], y[0], sign, grid, exact, inside, rounding)  # type: ignore[no-any-return]
 
