@@ -84,7 +84,7 @@ def alike(net: nn.Module, monkeypatch: pytest.MonkeyPatch, *x: Tensor) -> None:
     other = copy.deepcopy(net)
     found = step(net, *x)
     with monkeypatch.context() as patch:
-        patch.setattr(_once, "recall", lambda *given: None)
+        patch.setattr(_once, "recall", lambda module, given: None)
         expected = step(other, *x)
     assert len(found) == len(expected) > 2
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -104,10 +104,13 @@ def swapped(cell: nn.Module, i: int) -> None:
 def test_once_in_a_forward(train: bool, scales: list[int]) -> None:
     x = torch.randn(3, 12)
     net = converted(Loop(), x).train(train)
+    net(x)
     for _ in range(3):
         scales.clear()
         net(x)
-        assert len(scales) == 2  # the input of the first call is on a grid of its own
+        assert len(scales) == (
+            2 if train else 1
+        )  # the input of the first call is on a grid of its own, which eval knows
 
 
 @pytest.mark.parametrize(
@@ -176,18 +179,20 @@ def test_checkpointed() -> None:
     assert torch.equal(net.cell.weight.grad, saved.cell.weight.grad)
 
 
-def test_nothing_is_kept_behind_a_forward() -> None:
-    x, net = torch.randn(3, 12), converted(Loop(), torch.randn(3, 12)).eval()
+def test_nothing_is_kept_in_training() -> None:
+    x, net = torch.randn(3, 12), converted(Loop(), torch.randn(3, 12))
     made: list[weakref.ref[Tensor]] = []
     real = _once.keep
 
-    def kept(module: nn.Module, given: tuple[Tensor, ...], weight: Tensor, *rest: Tensor) -> None:
+    def kept(module: nn.Module, given: _once.Given, weight: Tensor, *rest: Tensor) -> None:
         made.append(weakref.ref(weight))
         real(module, given, weight, *rest)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(_once, "keep", kept)
         net(x)
+        net.eval()(x)
+    net.train()
     gc.collect()
     assert made
     assert all(ref() is None for ref in made)
@@ -201,12 +206,89 @@ def test_nothing_is_kept_behind_an_error() -> None:
     assert _once.FORWARD.get() is None
 
 
-def test_a_change_between_two_forwards_leaves_no_trace_and_is_seen() -> None:
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "data": lambda m: m.weight.data.mul_(0.5),
+    "one weight": lambda m: m.weight.data[0, 0].add_(0.5),
+    "bias": lambda m: m.bias.data.add_(1),
+    "in place": lambda m: torch.nn.init.uniform_(m.weight),
+    "another parameter": lambda m: setattr(m, "weight", nn.Parameter(m.weight.detach() * 3)),
+    "no bias": lambda m: setattr(m, "bias", None),
+    "loaded": lambda m: m.load_state_dict({k: v * 0.5 if k == "weight" else v for k, v in m.state_dict().items()}),
+    "fewer bits": lambda m: setattr(m, "parameter_bits", 4),
+    "a bound": lambda m: setattr(m, "normalize_weight", 0.1),
+    "the input's range": lambda m: m.running_x.mul_(4),
+    "the output's range": lambda m: m.running_o.mul_(4),
+    "float16": lambda m: m.half(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_eval_forwards_is_seen(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 12)
-    net = converted(Loop(), x).eval()
-    before = net(x)
-    net.cell.weight.data.mul_(0.5)
-    assert not torch.equal(net(x), before)
+    net = converted(nn.Sequential(nn.Linear(12, 12)), x).eval()
+    before = net(x).detach()
+    assert torch.equal(net(x), before)
+    CHANGES[change](net[0])
+    found = net(x).detach()
+    monkeypatch.setattr(_once, "recall", lambda module, given: None)
+    assert torch.equal(found, net(x))
+    assert not torch.equal(found, before)
+
+
+def test_eval_forwards_quantize_weights_once(scales: list[int]) -> None:
+    x = torch.randn(3, 12)
+    net = converted(nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12)), x).eval()
+    for expected in (2, 0, 0):
+        scales.clear()
+        net(x)
+        assert len(scales) == expected
+    net.train()(x)
+    net.eval()
+    scales.clear()
+    net(x)
+    assert len(scales) == 2
+
+
+def test_a_nan_is_no_weight_that_was_kept() -> None:
+    x = torch.randn(3, 12)
+    net = converted(nn.Sequential(nn.Linear(12, 12)), x).eval()
+    net(x)
+    net[0].weight.data[0, 0] = torch.nan
+    for _ in range(2):
+        assert net(x).isnan().any()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_in_eval(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept in one forward without gradients serves one that has them."""
+    x = torch.randn(3, 12, requires_grad=True)
+    net = converted(nn.Sequential(nn.Linear(12, 12)), x).eval().requires_grad_(not frozen)
+    wanted = x if frozen else net[0].weight
+    with torch.inference_mode():
+        net[0](x)
+        net(x)
+    found = []
+    for _ in range(2):
+        wanted.grad = None
+        net(x).square().sum().backward()
+        found.append(wanted.grad.clone())
+        monkeypatch.setattr(_once, "recall", lambda module, given: None)
+    assert torch.equal(*found)
+    assert found[0].any()
+
+
+def test_nets_take_what_is_kept_with_them() -> None:
+    x = torch.randn(3, 12)
+    net = converted(nn.Sequential(nn.Linear(12, 12)), x).eval()
+    net(x)
+    other = copy.deepcopy(net)
+    layer = net[0]
+    assert layer in _once.EVAL
+    assert other[0] not in _once.EVAL
+    gone = weakref.ref(layer)
+    del net, layer
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_layer_that_is_called_once_keeps_nothing() -> None:

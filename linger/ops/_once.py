@@ -1,25 +1,45 @@
-"""Weights are quantized once in a forward of the whole net, however often it calls their module.
+"""Weights on their grids, kept for as long as they are certainly those of the weights that a module has.
+
+Within one forward of the whole net, weights are quantized once, however often it calls their module: the same tensors, not
+changed in place. From one eval forward to the next on the CPU, they are kept together with a copy of what they were made from,
+and compared: that reads two tensors, which is much less than quantizing one, and sees changes that leave no other trace
+(``.data``). In training weights change at every step, and nothing is kept.
 
 What is kept are values: each call has its own step of autograd, so that its gradients are what they would be without.
-Beyond one forward nothing is kept, since ``.data`` changes a weight without a trace; nor for modules that are called once.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from linger.eager import same
+from linger.eager import at_hand, same
 from linger.numerics import version
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+class Given(NamedTuple):
+    """What weights on grids are made from: weight and bias, the scale of the input, and settings that decide their scale."""
+
+    weight: Tensor
+    bias: Tensor | None
+    s_x: Tensor
+    settings: tuple[Any, ...]
+
+    def alike(self, other: Given) -> bool:
+        """Whether everything but weight and bias is equal."""
+        return self.settings == other.settings and (self.s_x is other.s_x or same(self.s_x, other.s_x))
 
 
 class Kept(NamedTuple):
-    """A weight and a bias as they were, the scale of the input, and what became of them: integers in real units, and their scale."""
+    """Weight and bias in real units on their grids, the weight's scale, and what they were made from."""
 
-    given: tuple[Tensor, Tensor | None, Tensor]
+    given: Given
     versions: tuple[int, ...]
     weight: Tensor
     bias: Tensor | None
@@ -28,11 +48,19 @@ class Kept(NamedTuple):
 
 # Of the converted net whose forward runs, whatever module it began with: what was kept, by id of a module.
 FORWARD: ContextVar[dict[int, Kept | None] | None] = ContextVar("FORWARD", default=None)
+EVAL: WeakKeyDictionary[Any, Kept] = WeakKeyDictionary()  # by module
 
 
-def recall(module: Any, weight: Tensor, bias: Tensor | None, s_x: Tensor) -> Kept | None:
-    """What an earlier call of this module in this forward kept for the same weight, bias and scale of the input."""
-    seen = _running()
+def recall(module: Any, given: Given) -> Kept | None:
+    """What was kept for this module, if it is that of ``given``."""
+    if torch.compiler.is_compiling():
+        return None
+    kept = _of_this_forward(module, given)
+    return kept if kept is not None or module.training else _of_eval(module, given)
+
+
+def _of_this_forward(module: Any, given: Given) -> Kept | None:
+    seen = FORWARD.get()
     if seen is None:
         return None
     if id(module) not in seen:
@@ -40,25 +68,41 @@ def recall(module: Any, weight: Tensor, bias: Tensor | None, s_x: Tensor) -> Kep
         return None
     module.repeats = True
     kept = seen[id(module)]
-    if kept is None or kept.versions != _versions(weight, bias):
+    if kept is None or kept.versions != _versions(given) or not kept.given.alike(given):
         return None
-    w, b, s = kept.given
-    return kept if w is weight and b is bias and (s is s_x or same(s, s_x)) else None
+    return kept if kept.given.weight is given.weight and kept.given.bias is given.bias else None
 
 
-def keep(
-    module: Any, given: tuple[Tensor, Tensor | None, Tensor], weight: Tensor, bias: Tensor | None, scale: Tensor
-) -> None:
-    """Keep what became of ``given`` for later calls, if this module has ever had some."""
-    seen = _running()
+def _of_eval(module: Any, given: Given) -> Kept | None:
+    kept = EVAL.get(module)
+    if kept is None or not at_hand(given.weight) or not kept.given.alike(given):
+        return None
+    return kept if _equal(kept.given.weight, given.weight) and _equal(kept.given.bias, given.bias) else None
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors hold the same numbers; what has a NaN is equal to nothing."""
+    if a is None or b is None:
+        return a is b
+    return type(b) in PLAIN and torch.equal(a, b)
+
+
+def keep(module: Any, given: Given, weight: Tensor, bias: Tensor | None, scale: Tensor) -> None:
+    """Keep what became of ``given`` for later calls of the module."""
+    if torch.compiler.is_compiling():
+        return
+    seen, held = FORWARD.get(), None if bias is None else bias.detach()
+    made = Kept(given, _versions(given), weight.detach(), held, scale)
     if seen is not None and module.repeats:
-        held = None if bias is None else bias.detach()
-        seen[id(module)] = Kept(given, _versions(*given[:2]), weight.detach(), held, scale)
+        seen[id(module)] = made
+    old = EVAL.get(module)
+    for_eval = not module.training and at_hand(given.weight) and not torch.is_inference_mode_enabled()
+    if for_eval and (
+        old is None or not module.repeats or old.given.alike(given)
+    ):  # else calls would displace each other
+        copy = None if given.bias is None else given.bias.detach().clone()
+        EVAL[module] = made._replace(given=given._replace(weight=given.weight.detach().clone(), bias=copy))
 
 
-def _running() -> dict[int, Kept | None] | None:
-    return None if torch.compiler.is_compiling() else FORWARD.get()
-
-
-def _versions(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    return tuple(version(t) for t in (weight, bias) if t is not None)
+def _versions(given: Given) -> tuple[int, ...]:
+    return tuple(version(t) for t in given[:2] if t is not None)

@@ -35,6 +35,7 @@ from linger.ops import _once
 from linger.ops._base import IntModule, constants, output_bits, requant_text
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
+from linger.ops._once import Given
 from linger.ops._placed import holding, placed
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
@@ -75,16 +76,20 @@ class WeightedSum(IntModule):
     op_type: ClassVar[str]
     repeats: bool = False  # a forward has called it several times
 
+    def forget(self) -> None:
+        super().forget()
+        _once.EVAL.pop(self, None)
+
     def placed(
         self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Weight and bias within their bounds on their grids for an input of scale ``s_x``, and the scale of the weight."""
-        given = weight, bias, s_x
+        given = Given(weight, bias, s_x, self.settings(product))
         weight = bound_parameter(weight.float(), self.normalize_weight)
         bias = None if bias is None else bound_parameter(bias.float(), self.normalize_bias)
         if self.learned("w") is not None:
             return self.learned_weight(product, weight, bias, s_x)
-        kept = _once.recall(self, *given)
+        kept = _once.recall(self, given)
         if kept is not None:
             return holding(weight, kept.weight), holding(bias, kept.bias), kept.scale
         s_w, bits = scale_from_weight(weight, self.parameter_bits), self.parameter_bits
@@ -95,6 +100,11 @@ class WeightedSum(IntModule):
             w, b = placed(weight, bias, s_w, s_x * s_w, bits)
         _once.keep(self, given, w, b, s_w)
         return w, b, s_w
+
+    def settings(self, product: Product) -> tuple[Any, ...]:
+        """What decides, beside the tensors, on which grids weight and bias are put."""
+        bounds = self.normalize_weight, self.normalize_bias
+        return (*bounds, self.parameter_bits, self.data_bits, self.out_bits, product.groups, product.transposed)
 
     def learned_weight(
         self, product: Product, weight: Tensor, bias: Tensor | None, s_x: Tensor
