@@ -369,7 +369,7 @@ def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_
 @replaceable
 def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
-    v = v.astype(np.int64)
+    v = v.astype(np.int64, copy=False)
     if n > 0:
         return ROUNDINGS[rounding].shifted(v, n)
     left = min(-n, 62)
@@ -392,8 +392,16 @@ def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP)
 
 @replaceable
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
-    peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))
-    if peak * a.shape[-1] >= 2.0**53:
-        return np.matmul(a.astype(np.int64), b.astype(np.int64))
-    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
+    """a @ b on integers as int64: through BLAS in float32 where every partial sum stays below 2^24, in float64 below 2^53, else in int64."""
+    peak = _partial_sums(a, b)
+    kind = np.float32 if peak <= FLOAT32_EXACT else np.float64 if peak < 2.0**52 else np.int64
+    return np.matmul(a.astype(kind), b.astype(kind)).astype(np.int64, copy=False)
+
+
+def _partial_sums(a: np.ndarray, b: np.ndarray) -> float:
+    """How far a partial sum of a @ b may go: what the types say where that is little, else what the values say."""
+    by_type = a.shape[-1] * 2.0 ** (8 * (a.itemsize + b.itemsize) - 2)
+    if by_type <= FLOAT32_EXACT:
+        return by_type
+    largest = max(float(a.max(initial=0)), -float(a.min(initial=0)))
+    return largest * float(np.abs(b.astype(np.float64)).sum(-2).max(initial=0))

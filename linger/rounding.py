@@ -54,7 +54,11 @@ def _up_entering(v: np.ndarray, single: bool) -> np.ndarray:
 
 def _up_shifted(v: np.ndarray, n: int) -> np.ndarray:
     """The floor, and the bit below it: nothing overflows."""
-    return (v >> min(n, 63)) + (v >> min(n - 1, 63) & 1)
+    twice = v >> min(n - 1, 63)
+    up = twice >> 1
+    twice &= 1
+    up += twice
+    return up
 
 
 def _up_text(source: str, result: str, kind: str) -> str:

@@ -19,7 +19,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linger.numerics import exact_matmul
 from linger.ops import pad
 from linger.ops._base import Op
 from linger.ops._case import Case, Holder
@@ -27,7 +26,7 @@ from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
+from linger.ops._weighted import WeightedInt, WeightedSite, split_form, sum_body, sums
 from linger.rounding import HALF_UP
 
 
@@ -188,19 +187,20 @@ def run(
     """x (N, C, *space), w (O, C/group, *kernel), b (O) int32 -> (N, O, *space) of ``o_bits`` bits; equations (1), (2)."""
     rank = x.ndim - 2
     dilations = dilations or (1,) * rank
-    x = np.pad(x, ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
+    last = np.moveaxis(x, 0, -1)  # C, *space, N: what lies side by side stays so
+    padded = np.pad(last, ((0, 0), *zip(pads[:rank], pads[rank:], strict=True), (0, 0)))
     reach = tuple(d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilations, strict=True))
-    windows = sliding_window_view(x, reach, axis=tuple(range(2, x.ndim)))
-    steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in dilations)
-    windows = windows[(slice(None), slice(None), *steps)]
-    windows = np.moveaxis(windows, 1, 1 + rank)  # N, *out, C, *kernel
-    space = windows.shape[: 1 + rank]
-    columns = windows.reshape(*space, group, int(np.prod(w.shape[1:])))
-    rows = w.reshape(group, w.shape[0] // group, -1)
-    acc = np.concatenate([exact_matmul(columns[..., g, :], rows[g].T) for g in range(group)], axis=-1)
-    if b is not None:
-        acc = acc + b.astype(np.int64)
-    return requantize(np.moveaxis(acc, -1, 1), scale_x, scale_w, scale_o, o_bits, rounding)
+    windows = sliding_window_view(padded, reach, axis=tuple(range(1, 1 + rank)))  # C, *space, N, *reach
+    steps = (*(slice(None, None, s) for s in strides), slice(None), *(slice(None, None, d) for d in dilations))
+    windows = windows[(slice(None), *steps)]
+    space = windows.shape[1 : 2 + rank]  # *out, N
+    kernel = tuple(range(2 + rank, 2 + 2 * rank))
+    columns = windows.transpose(0, *kernel, *range(1, 2 + rank)).reshape(group, math.prod(w.shape[1:]), -1)
+    y = sums(
+        columns.swapaxes(1, 2), w.reshape(group, -1, columns.shape[1]), b,
+        scale_x=scale_x, scale_w=scale_w, scale_o=scale_o, o_bits=o_bits, rounding=rounding,
+    )  # fmt: skip
+    return np.moveaxis(y.swapaxes(1, 2).reshape(len(w), *space), -1, 0)
 
 
 ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, dilations: ints = @dilations, group: int = @group"
