@@ -20,10 +20,8 @@ from linger.errors import LingerError
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
-    exact_matmul,
     exponent,
     fake_quant,
-    int_dtype,
     levels,
     pow2_floor,
     quantize,
@@ -311,25 +309,6 @@ def requantize(
 ) -> np.ndarray:
     """Equation (2)."""
     return saturate(shift_round(acc, exponent(scale_x) + exponent(scale_w) - exponent(scale_o), rounding), o_bits)
-
-
-BLOCK = 2**18  # factors at a time, whose products and sums the cache holds
-
-
-def sums(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, *, scale_x: float, scale_w: float, scale_o: float,
-    o_bits: int, rounding: str,
-) -> np.ndarray:  # fmt: skip
-    """Equations (1), (2) for G groups, some rows at a time: x (G, M, K), w (G, N, K), b (G * N) -> (G, M, N)."""
-    columns = w.swapaxes(1, 2)
-    bias = 0 if b is None else b.astype(np.int64).reshape(len(w), 1, -1)
-    out = np.empty((*w.shape[:2], x.shape[1]), int_dtype(o_bits)).swapaxes(1, 2)
-    size = max(1, BLOCK // max(1, len(x) * x.shape[2]))
-    for start in range(0, x.shape[1], size):
-        rows = slice(start, start + size)
-        acc = exact_matmul(x[:, rows], columns) + bias
-        out[:, rows] = requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
-    return out
 
 
 def split_text(source: str, prefix: str, pieces: int, width: int) -> str:

@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linger.numerics import BLOCK, exact_matmul
 from linger.ops import pad
 from linger.ops._base import Op
 from linger.ops._case import Case, Holder
@@ -26,7 +27,7 @@ from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, split_form, sum_body, sums
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
 from linger.rounding import HALF_UP
 
 
@@ -196,11 +197,18 @@ def run(
     space = windows.shape[1 : 2 + rank]  # *out, N
     kernel = tuple(range(2 + rank, 2 + 2 * rank))
     columns = windows.transpose(0, *kernel, *range(1, 2 + rank)).reshape(group, math.prod(w.shape[1:]), -1)
-    y = sums(
-        columns.swapaxes(1, 2), w.reshape(group, -1, columns.shape[1]), b,
-        scale_x=scale_x, scale_w=scale_w, scale_o=scale_o, o_bits=o_bits, rounding=rounding,
-    )  # fmt: skip
-    return np.moveaxis(y.swapaxes(1, 2).reshape(len(w), *space), -1, 0)
+    acc = _by_groups(columns, w.reshape(group, -1, columns.shape[1])).reshape(len(w), *space)
+    if b is not None:
+        acc += b.astype(np.int64).reshape(-1, *(1,) * len(space))
+    return requantize(np.moveaxis(acc, -1, 0), scale_x, scale_w, scale_o, o_bits, rounding)
+
+
+def _by_groups(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """rows (G, O/G, K) @ columns (G, K, M) as int64 (G, O/G, M), some groups at a time."""
+    parts = min(len(rows), max(1, columns.size // BLOCK))
+    pairs = zip(np.array_split(columns, parts), np.array_split(rows, parts), strict=True)
+    done = [exact_matmul(c.swapaxes(1, 2), r.swapaxes(1, 2)).swapaxes(1, 2) for c, r in pairs]
+    return done[0] if parts == 1 else np.concatenate(done)
 
 
 ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, dilations: ints = @dilations, group: int = @group"

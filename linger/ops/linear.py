@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from linger.numerics import exact_matmul
 from linger.ops._base import Op, output_bits
 from linger.ops._case import Case, Holder
 from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, result_text, sums
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize, result_text
 from linger.rounding import HALF_UP
 
 
@@ -103,11 +104,10 @@ def run(
     **_: Any,
 ) -> np.ndarray:
     """x (..., K), w (N, K), b (N) int32 -> (..., N); equation (1)."""
-    y = sums(
-        x.reshape(1, -1, x.shape[-1]), w[None], b,
-        scale_x=scale_x, scale_w=scale_w, scale_o=scale_o, o_bits=o_bits, rounding=rounding,
-    )  # fmt: skip
-    return y.reshape(*x.shape[:-1], len(w))
+    acc = exact_matmul(x, w.T)
+    if b is not None:
+        acc += b.astype(np.int64)
+    return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
 
 
 def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:
