@@ -30,7 +30,6 @@ WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its
 FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 FINEST, COARSEST = 2.0**60, 2.0**-60  # scales stay between them, and products of two within float32
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
-BLOCK = 2**18  # elements that are multiplied at a time
 SEEN = float(np.float32(NOTHING))  # a running maximum beyond it has seen something
 
 
@@ -370,11 +369,13 @@ def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_
 @replaceable
 def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
-    v = v.astype(np.int64, copy=False)
+    bits, wide = 8 * v.dtype.itemsize, v.astype(np.int64, copy=False)
     if n > 0:
-        return ROUNDINGS[rounding].shifted(v, n)
+        return ROUNDINGS[rounding].shifted(wide, n)
     left = min(-n, 62)
-    return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
+    if bits + left > 63:
+        wide = np.clip(wide, -(2**62 >> left), 2**62 >> left)
+    return wide << left if left else wide
 
 
 @replaceable
@@ -395,20 +396,14 @@ def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP)
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b on integers as int64: through BLAS in float32 where every partial sum stays below 2^24, in float64 below 2^53, else in int64.
 
-    Some rows at a time, so that the cache holds their copies in floating point; the result lies in memory as ``a`` does.
+    Where ``a`` lies in memory transposed, so does the result.
     """
     peak = _partial_sums(a, b)
     kind = np.float32 if peak <= FLOAT32_EXACT else np.float64 if peak < 2.0**52 else np.int64
-    factor, rows = b.astype(kind), a.shape[-2]
-    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, b.shape[-1])
-    out = np.empty(shape, np.int64)
-    if a.strides[-2] < a.strides[-1]:
-        out = np.empty((*shape[:-2], *shape[:-3:-1]), np.int64).swapaxes(-1, -2)
-    size = max(64, BLOCK * rows // max(1, a.size))
-    for start in range(0, rows, size):
-        block = slice(start, start + size)
-        out[..., block, :] = np.matmul(a[..., block, :].astype(kind), factor)
-    return out
+    a, b = a.astype(kind), b.astype(kind)
+    transposed = a.strides[-2] < a.strides[-1]
+    product = np.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2)).swapaxes(-1, -2) if transposed else np.matmul(a, b)
+    return product.astype(np.int64, copy=False)
 
 
 def _partial_sums(a: np.ndarray, b: np.ndarray) -> float:

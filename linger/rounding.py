@@ -53,11 +53,12 @@ def _up_entering(v: np.ndarray, single: bool) -> np.ndarray:
 
 
 def _up_shifted(v: np.ndarray, n: int) -> np.ndarray:
-    """The floor, and the bit below it: nothing overflows."""
-    twice = v >> min(n - 1, 63)
-    up = twice >> 1
-    twice &= 1
-    up += twice
+    """floor(floor(v / 2^(n-1) + 1) / 2), in place; of 1 bit the floor and the bit below it, for v + 1 may overflow."""
+    if n == 1:
+        return (v >> 1) + (v & 1)
+    up = v >> min(n - 1, 63)
+    up += 1
+    up >>= 1
     return up
 
 
