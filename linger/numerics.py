@@ -23,11 +23,12 @@ from torch.autograd.function import BackwardCFunction
 
 from linger.eager import LEAST, at_hand, blocks, power, power_below, power_near, small, widest
 from linger.errors import LingerError
+from linger.products import FLOAT32_EXACT as FLOAT32_EXACT
+from linger.products import exact_matmul as exact_matmul
 from linger.rounding import HALF_UP, ROUNDINGS
 from linger.steps import replaceable
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
-FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 FINEST, COARSEST = 2.0**60, 2.0**-60  # scales stay between them, and products of two within float32
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
 SEEN = float(np.float32(NOTHING))  # a running maximum beyond it has seen something
@@ -390,26 +391,3 @@ def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP)
     if rounding != HALF_UP or k & (k - 1) == 0:
         return ROUNDINGS[rounding].divided(total, k)  # type: ignore[no-any-return]
     return np.sign(total) * ((2 * np.abs(total) + k - (0 if away else 1)) // (2 * k))  # type: ignore[no-any-return]
-
-
-@replaceable
-def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b on integers as int64: through BLAS in float32 where every partial sum stays below 2^24, in float64 below 2^53, else in int64.
-
-    Where ``a`` lies in memory transposed, so does the result.
-    """
-    peak = _partial_sums(a, b)
-    kind = np.float32 if peak <= FLOAT32_EXACT else np.float64 if peak < 2.0**52 else np.int64
-    a, b = a.astype(kind), b.astype(kind)
-    transposed = a.strides[-2] < a.strides[-1]
-    product = np.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2)).swapaxes(-1, -2) if transposed else np.matmul(a, b)
-    return product.astype(np.int64, copy=False)
-
-
-def _partial_sums(a: np.ndarray, b: np.ndarray) -> float:
-    """How far a partial sum of a @ b may go: what the types say where that is little, else what the values say."""
-    by_type = a.shape[-1] * 2.0 ** (8 * (a.itemsize + b.itemsize) - 2)
-    if by_type <= FLOAT32_EXACT:
-        return by_type
-    largest = max(float(a.max(initial=0)), -float(a.min(initial=0)))
-    return largest * float(np.abs(b.astype(np.float64)).sum(-2).max(initial=0))
