@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks import export, peers, runtime, scaling, train_step
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], list[str], set[str]]] = {
-    "runtime": (runtime.main, ["--images", "100", "--rounds", "1"], {"way", "ms_per_100", "over_float", "differing"}),
+    "runtime": (runtime.main, ["--images", "100", "--rounds", "1"], {"net", "way", "ms_per_100", "over_float", "differing"}),
     "export": (export.main, ["KeywordNet"], {"net", "convert_s", "export_s", "eval", "onnx", "runtime"}),
     "train_step": (train_step.main, ["KeywordNet", "--seconds", "0", "--threads", "1"], {"net", "eager", "memory", "kernels", "eval"}),
 }  # fmt: skip
@@ -38,6 +38,9 @@ def test_a_benchmark_writes_its_rows(name: str, tmp_path: Path) -> None:
         assert keys <= row.keys()
     if name == "runtime":
         assert {row["differing"] for row in said["rows"] if "fixed" in row["way"]} == {0}
+        ops = next(row["ops"] for row in said["rows"] if "ops" in row)
+        assert {"Quant", "Conv2dInt", "Relu", "iqAdd", "LinearInt"} <= ops.keys()
+        assert sum(ops.values()) > 0
 
 
 class Refusing:
