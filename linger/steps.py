@@ -48,7 +48,7 @@ def piecewise(step: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         first, *others = np.broadcast_arrays(*arrays)
         if 8 * first.size <= PIECE:
             return step(*arrays, **said)
-        axis, out = int(np.argmax(first.strides)), None
+        axis, out = max(range(first.ndim), key=lambda i: (first.shape[i] > 1, first.strides[i])), None
         for some in pieces(first.shape[axis], 8 * first.size // first.shape[axis]):
             part = (*[slice(None)] * axis, some)
             made = step(*(a[part] for a in (first, *others)), **said)

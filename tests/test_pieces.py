@@ -26,6 +26,7 @@ LAYOUTS: dict[str, tuple[np.ndarray, ...]] = {
     "broadcast": (integers(3, 1, 64, 400), integers(5, 1, 1)),
     "broadcast first": (integers(1), integers(30, 40, 80)),
     "one long axis": (integers(300_001), integers(300_001)),
+    "a batch of one": (integers(1, 300, 400),),
     "empty": (integers(0, 70_000),),
 }
 
