@@ -8,7 +8,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,25 @@ def interleaved(
 
 def ratios(a: Callable[[], object], b: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Median of b's time over a's in interleaved runs, and a's median; at least 7 rounds."""
-    found: list[tuple[float, float]] = []
+    (ratio,), base = over_first((a, b), seconds)
+    return ratio, base
+
+
+def over_first(tasks: Sequence[Callable[[], object]], seconds: float) -> tuple[list[float], float]:
+    """Median of every other task's time over the first's in the same round, and the first's median; at least 7 rounds."""
+    found: list[list[float]] = []
     start = time.perf_counter()
     for _ in range(3):
-        a(), b()
+        for task in tasks:
+            task()
     while len(found) < 7 or time.perf_counter() - start < seconds:
-        t0 = clock()
-        a()
-        t1 = clock()
-        b()
-        found.append((t1 - t0, clock() - t1))
-    return statistics.median(y / x for x, y in found), statistics.median(x for x, _ in found)
+        times = [clock()]
+        for task in tasks:
+            task()
+            times.append(clock())
+        found.append([after - before for before, after in pairwise(times)])
+    others = range(1, len(tasks))
+    return [statistics.median(t[i] / t[0] for t in found) for i in others], statistics.median(t[0] for t in found)
 
 
 def memory_and_kernels(step: Callable[[], None]) -> tuple[int, int]:

@@ -1,7 +1,11 @@
 """One training step of the float net against the fixed-point net, eager and compiled: ratios, peak memory, kernels.
 
-``python -m benchmarks.train_step [names] [--compile] [--json FILE]``; medians of the ratios of interleaved steps,
-of seconds on the wall, or with ``--threads 1`` of the processor's, which other programs on the machine change little.
+``python -m benchmarks.train_step [names] [--compile] [--peers] [--json FILE]``; medians of the ratios of interleaved
+steps, of seconds on the wall, or with ``--threads 1`` of the processor's, which other programs on the machine change little.
+
+``--peers``: the same steps of other libraries instead, in the same rounds, W8A8 with power-of-two scales. They do less:
+``peers.brevitas_nets`` and ``peers.pt2e_nets`` say what stays in float there. Here all is in fixed point, the sums, pools
+and functions between the layers too, and batch normalizations are folded, which both peers train as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import fixed_of, memory_and_kernels, one_of, ratios, show, write
+from benchmarks._common import fixed_of, memory_and_kernels, one_of, over_first, ratios, show, write
+from benchmarks.peers import TRAINABLE, NotRun, versions
 from tests.nets import NETS
 
 BATCH = 16
@@ -93,11 +98,50 @@ def row(name: str, compile: bool, seconds: float) -> dict[str, Any]:
     return found
 
 
+def beside_peers(name: str, compile: bool, seconds: float) -> dict[str, Any]:
+    """Time and peak memory of every library's step over those of the float net; why there are none, where there are none."""
+    make, shape = MAKERS[name]
+    x, net = torch.randn(BATCH, *shape), make()
+    steps, why = {"float": step_of(net, x), "linger": step_of(fixed_of(net, x), x)}, {}
+    if compile:
+        torch._dynamo.reset()
+        fixed = fixed_of(net, x)
+        steps["linger, compiled"] = step_of(torch.compile(fixed, dynamic=False), x, fixed)  # type: ignore[arg-type]
+    for peer, trainable in TRAINABLE.items():
+        try:
+            steps[peer] = step_of(trainable(net, x), x)
+        except NotRun as reason:
+            why[peer] = str(reason)
+    times, base = over_first(list(steps.values()), seconds)
+    bytes_of = [memory_and_kernels(step)[0] for step in steps.values()]
+    found = {
+        way: {"time": time, "memory": held / bytes_of[0]}
+        for way, time, held in zip([*steps][1:], times, bytes_of[1:], strict=True)
+    }
+    return {"net": name, "float_ms": 1e3 * base, "over_float": found, "why": why}
+
+
+def show_peers(found: list[dict[str, Any]]) -> None:
+    """Time (memory) of one net in a row, and below why a cell is empty."""
+    ways = list(dict.fromkeys(way for r in found for way in (*r["over_float"], *r["why"])))
+    said = [{w: f"{v['time']:.2f} ({v['memory']:.2f})" for w, v in r["over_float"].items()} for r in found]
+    rows = [
+        (r["net"], f"{r['float_ms']:.1f} ms", *(s.get(w, "-") for w in ways)) for r, s in zip(found, said, strict=True)
+    ]
+    title = (
+        f"training step, batch {BATCH}: time over float (peak memory over float), {versions() or 'no peer installed'}"
+    )
+    show(title, ("net", "float", *ways), rows)
+    for line in dict.fromkeys(f"{r['net']}, {peer}: {reason}" for r in found for peer, reason in r["why"].items()):
+        print(line)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print one row per net."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", type=one_of(MAKERS), default=list(MAKERS))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peers", action="store_true", help="against other libraries, where they are installed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--json", type=Path)
@@ -105,7 +149,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     torch._dynamo.config.allow_rnn = True
     torch.manual_seed(0)
-    found = [row(name, given.compile, given.seconds) for name in given.names]
+    measure = beside_peers if given.peers else row
+    found = [measure(name, given.compile, given.seconds) for name in given.names]
+    write(given.json, found)
+    (show_peers if given.peers else show_rows)(found)
+
+
+def show_rows(found: list[dict[str, Any]]) -> None:
+    """What was measured of one net in a row."""
     rows = [
         (r["net"], f"{r['float_ms']:.1f} ms", f"{r['eager']:.2f}", f"{r['compiled']:.2f}" if "compiled" in r else "",
          f"{r['memory']:.2f}", "{} -> {}".format(*r["kernels"]), f"{r['eval']:.2f}")
@@ -113,7 +164,6 @@ def main(arguments: list[str] | None = None) -> None:
     ]  # fmt: skip
     columns = ("net", "float", "eager", "compiled", "peak memory", "kernels", "eval")
     show(f"training step, batch {BATCH}: fixed point over float, each in its own mode", columns, rows)
-    write(given.json, found)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from torch.autograd.function import BackwardCFunction
 from linger.eager import LEAST, at_hand, blocks, power, power_below, power_near, small, widest
 from linger.errors import LingerError
 from linger.masks import passed, saturated
+from linger.products import FLOAT32_EXACT as FLOAT32_EXACT
+from linger.products import exact_matmul as exact_matmul
 from linger.rounding import HALF_UP, ROUNDINGS
 from linger.steps import replaceable
 
 WIDEST = 25  # bits that a 32-bit activation uses, so that float32 holds it: its limits are -2^24 and 2^24 - 1
-FLOAT32_EXACT = 2**24 - 1  # below it a sum is an exact float32, and so is the sum shifted right by any n plus a half
 FINEST, COARSEST = 2.0**60, 2.0**-60  # scales stay between them, and products of two within float32
 NOTHING = 1e-30  # the running maximum a batch of zeros leaves behind; 0 means that no batch was seen
 SEEN = float(np.float32(NOTHING))  # a running maximum beyond it has seen something
@@ -350,11 +351,13 @@ def quantize_array(x: np.ndarray, scale: float, bits: int, rounding: str = HALF_
 @replaceable
 def shift_round(v: np.ndarray, n: int, rounding: str = HALF_UP) -> np.ndarray:
     """Equation (2) on int64, half up: 2.5 -> 3, -2.5 -> -2. A negative ``n`` shifts left and stops at +-2^62."""
-    v = v.astype(np.int64)
+    bits, wide = 8 * v.dtype.itemsize, v.astype(np.int64, copy=False)
     if n > 0:
-        return ROUNDINGS[rounding].shifted(v, n)
+        return ROUNDINGS[rounding].shifted(wide, n)
     left = min(-n, 62)
-    return np.clip(v, -(2**62 >> left), 2**62 >> left) << left
+    if bits + left > 63:
+        wide = np.clip(wide, -(2**62 >> left), 2**62 >> left)
+    return wide << left if left else wide
 
 
 @replaceable
@@ -369,12 +372,3 @@ def rounded_mean(total: np.ndarray, k: int, away: bool, rounding: str = HALF_UP)
     if rounding != HALF_UP or k & (k - 1) == 0:
         return ROUNDINGS[rounding].divided(total, k)  # type: ignore[no-any-return]
     return np.sign(total) * ((2 * np.abs(total) + k - (0 if away else 1)) // (2 * k))  # type: ignore[no-any-return]
-
-
-@replaceable
-def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b on integers as int64: through float64 BLAS where every partial sum stays below 2^53, else in int64."""
-    peak = float(np.abs(a.astype(np.float64)).max(initial=0)) * float(np.abs(b.astype(np.float64)).max(initial=0))
-    if peak * a.shape[-1] >= 2.0**53:
-        return np.matmul(a.astype(np.int64), b.astype(np.int64))
-    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)

@@ -53,8 +53,13 @@ def _up_entering(v: np.ndarray, single: bool) -> np.ndarray:
 
 
 def _up_shifted(v: np.ndarray, n: int) -> np.ndarray:
-    """The floor, and the bit below it: nothing overflows."""
-    return (v >> min(n, 63)) + (v >> min(n - 1, 63) & 1)
+    """floor(floor(v / 2^(n-1) + 1) / 2), in place; of 1 bit the floor and the bit below it, for v + 1 may overflow."""
+    if n == 1:
+        return (v >> 1) + (v & 1)
+    up = v >> min(n - 1, 63)
+    up += 1
+    up >>= 1
+    return up
 
 
 def _up_text(source: str, result: str, kind: str) -> str:

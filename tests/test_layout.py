@@ -16,11 +16,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only what stands before it here, or is part of the same package (docs/decisions/002-import-order.md).
 ORDER = """
-_version errors plain files settings eager masks rounding steps numerics histogram observe targets ops selects calls composed trace constants sites route forwards checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
+_version errors plain files settings eager masks rounding steps products numerics histogram observe targets ops selects calls composed trace constants sites route forwards checkpoint swap limits batches fuse normalize recipe convert floating equalize refine calibrate sensitivity search training schedule accumulators onnx runtime verify
 weights analysis dumper check fit retarget report log contents differ arguments execute why demo_data demo cli __main__ __init__
 """
 RANK = {name: i for i, name in enumerate(ORDER.split())}
-READER = {"_version", "errors", "rounding", "steps", "numerics", "ops", "runtime"}  # all that running a file may need
+READER = {
+    "_version",
+    "errors",
+    "rounding",
+    "steps",
+    "products",
+    "numerics",
+    "ops",
+    "runtime",
+}  # all that running a file may need
 OPTIONAL = {"mlxtend", "PIL"}  # imported where they are used: linger installs without them
 LONGEST = 400
 

@@ -21,11 +21,12 @@ from torch import nn
 
 import linger
 from benchmarks._common import machine
-from benchmarks.accuracy.peers import PEERS, NotRun, versions
+from benchmarks.accuracy.peers import PEERS
 from benchmarks.accuracy.results import BASE, Cell, Results, aims, table
 from benchmarks.accuracy.results import FLOAT as FLOAT_BITS
 from benchmarks.accuracy.tasks import TASKS, Task, accuracy, data_of
 from benchmarks.accuracy.ways import FLOAT, LATER, WAYS, WIDE, Bits, Job, Start, train
+from benchmarks.peers import NotRun, versions
 from linger.demo_data import Split
 from linger.files import whole
 

@@ -6,72 +6,37 @@ get through them or their mean over time: there sums, normalizations, GELU and s
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import torch
 from brevitas.graph import quantize as conversion
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-from brevitas.nn import QuantLSTM, QuantMultiheadAttention
-from brevitas.quant import Int32Bias
-from brevitas.quant.fixed_point import Int8ActPerTensorFixedPoint, Int8WeightPerTensorFixedPoint
+from brevitas.nn import QuantLSTM
 from torch import nn
 
 from benchmarks.accuracy.tasks import batches
 from benchmarks.accuracy.ways import BATCH, CALIBRATION, LATER, Job, train
+from benchmarks.peers.brevitas_nets import by_layers, rows_of
 
 WHOLE, FOLDED = (
     ("residual", "mobilenet"),
     ("residual", "mobilenet", "speech"),
 )  # converted as graphs; batch norms folded
-WEIGHTS = {"in_proj_weight_quant", "out_proj_weight_quant", "weight_quant"}
-
-
-def rows_of(rows: dict[Any, Any], job: Job) -> dict[Any, Any]:
-    """Brevitas' table of layers with its float scales replaced by powers of two, and the widths asked for."""
-    return {layer: row and (row[0], _options(row[1], *job.bits)) for layer, row in rows.items()}
-
-
-def _options(options: dict[str, Any], weights: int, data: int) -> dict[str, Any]:
-    found = dict(options)
-    for name in options:
-        if name.endswith("bias_quant"):
-            found[name] = Int32Bias
-        elif name in WEIGHTS:
-            found[name] = Int8WeightPerTensorFixedPoint.let(bit_width=weights)
-        elif name.endswith("_quant"):
-            found[name] = Int8ActPerTensorFixedPoint.let(bit_width=data)
-    return found
 
 
 def converted(job: Job) -> nn.Module:
     """The net with Brevitas' layers, not calibrated."""
     net = job.copy().eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # it asks for attributes that Brevitas' attention does not have
     if job.task.name in FOLDED:
         net = conversion.preprocess_for_quantize(net)
     if job.task.name not in WHOLE:
-        return _attending(conversion.layerwise_quantize(net, rows_of(conversion.LAYERWISE_COMPUTE_LAYER_MAP, job)))
-    identities = rows_of({"signed": conversion.QUANT_IDENTITY_MAP["signed"]}, job)
+        return by_layers(net, *job.bits)
+    identities = rows_of({"signed": conversion.QUANT_IDENTITY_MAP["signed"]}, *job.bits)
     return conversion.quantize(
         net,
         quant_identity_map=identities | {"unsigned": identities["signed"]},
-        compute_layer_map=rows_of(conversion.COMPUTE_LAYER_MAP, job),
-        quant_act_map=rows_of(conversion.QUANT_ACT_MAP, job),
+        compute_layer_map=rows_of(conversion.COMPUTE_LAYER_MAP, *job.bits),
+        quant_act_map=rows_of(conversion.QUANT_ACT_MAP, *job.bits),
         unsigned_act_tuple=(),
     )
-
-
-def _attending(net: nn.Module) -> nn.Module:
-    """PyTorch's encoder layers pass an argument that Brevitas' attention does not know."""
-
-    def without(forward: Any, *args: Any, is_causal: bool = False, **options: Any) -> Any:
-        return forward(*args, **options)
-
-    for module in net.modules():
-        if isinstance(module, QuantMultiheadAttention):
-            module.forward = partial(without, module.forward)
-    return net
 
 
 def calibrated(job: Job) -> nn.Module:

@@ -6,36 +6,19 @@ What they compute is a simulation in float: no file of theirs is compared. A lib
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from torch import nn
 
 from benchmarks.accuracy.ways import Job, Start
+from benchmarks.peers import NotRun, require
 
 PACKAGES = {"brevitas_peer": "brevitas", "pt2e_peer": "torchao"}
 
 
-class NotRun(Exception):
-    """Why a peer has no number."""
-
-
-def versions() -> str:
-    """Of the peers that are installed."""
-    return ", ".join(f"{name} {found}" for name in PACKAGES.values() if (found := _version(name)))
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
 def _peer(name: str, job: Job) -> ModuleType:
     """The peer's module, where it has something to do on the task."""
-    if not _version(PACKAGES[name]):
-        raise NotRun(f"not run, {PACKAGES[name]} is not installed")
+    require(PACKAGES[name])
     if name == "pt2e_peer" and job.task.name == "watch":
         raise NotRun("not run, its quantizer leaves the LSTM in float")
     if name == "pt2e_peer" and job.bits[1] > 8:

@@ -1,78 +1,21 @@
-"""torchao's PT2E flow with its XNNPACK quantizer: symmetric, one scale per tensor, made a power of two by observers of ours.
-
-It has no such constraint itself. A step of an activation is rounded to the nearest power of two, as linger's, a step of a weight up,
-so that nothing is clipped. Sums and layers are quantized; means, normalizations, GELU, softmax and attention stay in float.
-"""
+"""torchao's PT2E flow on the accuracy tasks; what it quantizes, and how, is in ``benchmarks.peers.pt2e_nets``."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchao.quantization.pt2e import allow_exported_model_train_eval
-from torchao.quantization.pt2e.fake_quantize import FakeQuantize
-from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
-from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer
-from torchao.testing.pt2e._xnnpack_quantizer_utils import QuantizationConfig
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from benchmarks.accuracy.tasks import batches
 from benchmarks.accuracy.ways import BATCH, CALIBRATION, LATER, Job, train
-
-
-class _Nearest:
-    """The step as the nearest power of two."""
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        step, zero = super().calculate_qparams()  # type: ignore[misc]
-        return step.log2().round().exp2(), zero
-
-
-class _Above:
-    """The step as a power of two that clips nothing."""
-
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        step, zero = super().calculate_qparams()  # type: ignore[misc]
-        return step.log2().ceil().exp2(), zero
-
-
-class Histogram(_Nearest, HistogramObserver):
-    """Of activations, without training: least squared error."""
-
-
-class Following(_Nearest, MovingAverageMinMaxObserver):
-    """Of activations in training."""
-
-
-class Weight(_Above, MinMaxObserver):
-    """The weight of now."""
-
-
-def _spec(observer: Any, bits: int) -> QuantizationSpec:
-    limit = 2 ** (bits - 1)
-    return QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=-limit,
-        quant_max=limit - 1,
-        qscheme=torch.per_tensor_symmetric,
-        observer_or_fake_quant_ctr=observer,
-    )
+from benchmarks.peers import pt2e_nets
 
 
 def prepared(job: Job, qat: bool) -> nn.Module:
     """The exported net with observers, or with fake quantization."""
-    weights, data = job.bits
     net = job.copy() if qat else job.copy().eval()
-    batch = {0: torch.export.Dim("batch", min=2, max=4096)}
-    exported = torch.export.export(net, (job.data[0][:4],), dynamic_shapes=(batch,)).module()
-    activation = FakeQuantize.with_args(observer=Following) if qat else Histogram
-    weight = FakeQuantize.with_args(observer=Weight) if qat else Weight
-    config = QuantizationConfig(_spec(activation, data), _spec(activation, data), _spec(weight, weights), None, qat)
-    quantizer = XNNPACKQuantizer().set_global(config)
-    made = prepare_qat_pt2e(exported, quantizer) if qat else prepare_pt2e(exported, quantizer)
-    return allow_exported_model_train_eval(made)
+    return pt2e_nets.prepared(net, job.data[0][:4], *job.bits, qat)
 
 
 def calibrated(job: Job) -> nn.Module:

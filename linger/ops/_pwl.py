@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,18 +18,38 @@ def argument(q: np.ndarray, scale_x: float, table: Pwl) -> np.ndarray:
 
 
 def evaluate(z: np.ndarray, table: Pwl) -> np.ndarray:
-    """Equations (1), (2) of ``targets/_pwl`` on arguments of any shape, saturated to int32; int64."""
+    """Equations (1), (2) of ``targets/_pwl`` on arguments of any shape, saturated to int32; int64. Of 16 bits, all are known."""
+    return _of_every_argument(table)[z + 2**15] if table.width == 16 else _evaluated(z, table)
+
+
+@cache
+def _of_every_argument(table: Pwl) -> np.ndarray:
+    """The function of -2^15 .. 2^15 - 1, int64 (65536,)."""
+    return _evaluated(np.arange(-(2**15), 2**15), table)
+
+
+def _evaluated(z: np.ndarray, table: Pwl) -> np.ndarray:
     z = np.maximum(z, -(2 ** (table.width - 1)) + 1) if table.symmetric else z
-    k = np.searchsorted(np.array(table.bands), np.abs(z))
-    slope, bias = (
-        np.where(z < 0, np.array(n)[k], np.array(p)[k]) for n, p in zip(table.negative, table.positive, strict=True)
-    )
-    shift = np.array(table.shifts)[k]
-    if table.rounded:
-        y = (slope * z + (bias << table.bias_shift) + (1 << (shift - 1))) >> shift
+    ends, slopes, biases, shifts = _segments(table)
+    k = np.searchsorted(ends, z)
+    y = slopes[k] * z
+    if not table.rounded:
+        y >>= shifts[k]
+        y += biases[k]
     else:
-        y = (slope * z >> shift) + bias
+        shift = shifts[k]
+        y += biases[k] << table.bias_shift
+        y += 1 << (shift - 1)
+        y >>= shift
     return np.clip(y, -(2**31), 2**31 - 1)
+
+
+@cache
+def _segments(table: Pwl) -> tuple[np.ndarray, ...]:
+    """The last argument of every segment but the highest, and slope, bias and shift of all 32, from the lowest argument up; int64."""
+    ends = [-band - 1 for band in reversed(table.bands)] + [-1, *table.bands]
+    lines = [(*reversed(n), *p) for n, p in zip(table.negative, table.positive, strict=True)]
+    return tuple(np.array(v, np.int64) for v in (ends, *lines, (*reversed(table.shifts), *table.shifts)))
 
 
 def torch_values(levels: Tensor, scale: Tensor, table: Pwl) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from linger.errors import LingerError
 from linger.numerics import exact_matmul, exponent, int_dtype, quantize_array, saturate, shift_round
 from linger.ops._cells import STATES, Arithmetic, Cell, arithmetic, gate, gru, lstm, rnn, scan, wide
+from linger.steps import piecewise
 from linger.targets import known
 
 ANY_LENGTH = 2**31 - 1
@@ -60,7 +61,8 @@ def node(kind: str) -> Callable[..., Any]:
         steps = np.moveaxis(x, 1, 0) if swapped else x
         batch, hidden, out = steps.shape[1], w_hh.shape[0] // {"lstm": 4, "gru": 3, "rnn": 1}[kind], w_hh.shape[1]
         q_h = exponent(scale_o)
-        a = gate(exact_matmul(steps, w_ih.T) + b_ih, exponent(scale_x) + exponent(scale_iw), how)
+        q_i = exponent(scale_x) + exponent(scale_iw)
+        a = piecewise(lambda acc: gate(acc, q_i, how))(exact_matmul(steps, w_ih.T) + b_ih)
         first = [np.zeros((batch, n), np.int64) for n in (out, hidden)[: len(STATES[kind])]]
         if states:
             first[0] = state_of(states[0], scale_o, o_bits)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from linger.numerics import exponent, shift_round
+from linger.steps import piecewise
 from linger.targets import Softmax
 from linger.targets._softmax import (
     EXPONENTIAL,
@@ -78,16 +79,21 @@ def bit_length(v: np.ndarray) -> np.ndarray:
 
 def probability(z: np.ndarray, axis: int, chip: Softmax) -> np.ndarray:
     """Softmax of Q25 as Q15: equations (4) and (5) on the saturated sum."""
-    e = exp(z - z.max(axis, keepdims=True), chip)
+    e = piecewise(exp)(z - z.max(axis, keepdims=True), chip=chip)
     s = np.minimum(e.sum(axis, keepdims=True), HIGHEST)
     if not chip.newton:
-        return shift_round(e * (2 * (2**52 // s)), 38)
+        return _product(e, 2 * (2**52 // s), n=38)
     b = bit_length(s) - 23
     x = s >> b
     y = NEWTON_START - x
     for _ in range(2):
         y += shift_round(2 * y * (ONE // 2 - shift_round(x * y, 23)), 23)
-    return shift_round(e * (y >> (b - 1)), 31)
+    return _product(e, y >> (b - 1), n=31)
+
+
+@piecewise
+def _product(e: np.ndarray, r: np.ndarray, *, n: int) -> np.ndarray:
+    return shift_round(e * r, n)
 
 
 def ln_sum(s: np.ndarray) -> np.ndarray:
@@ -111,7 +117,7 @@ def log_probability(z: np.ndarray, axis: int, chip: Softmax) -> np.ndarray:
     if not chip.log_of_sum:
         return ln_probability(probability(z, axis, chip))
     d = np.maximum(z - z.max(axis, keepdims=True), -HIGHEST - 1)
-    return shift_round(d, 10) - ln_sum(exp(d, chip).sum(axis, keepdims=True))
+    return shift_round(d, 10) - ln_sum(piecewise(exp)(d, chip=chip).sum(axis, keepdims=True))
 
 
 # --- PyTorch, without a host synchronisation: a row's exponentials are looked up by the distance to its maximum

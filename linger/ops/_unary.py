@@ -34,6 +34,7 @@ from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._pwl import argument, evaluate, torch_values
 from linger.ops._site import Site
 from linger.rounding import HALF_UP, ROUNDINGS
+from linger.steps import piecewise
 from linger.targets import Pwl, known
 
 WIDEST_TABLE = 16  # bits of the input
@@ -270,7 +271,7 @@ def runner(function: Function) -> Callable[..., np.ndarray]:
         bits = 8 * x.dtype.itemsize
         said = {name: attrs[name] for name in function.numbers}
         table = integer_table(function, scale_x, scale_o, bits, o_bits, platform, said, rounding)
-        return table[x.astype(np.int64) + 2 ** (bits - 1)]
+        return piecewise(lambda v: table[v.astype(np.int64) + 2 ** (bits - 1)])(x)
 
     return run
 

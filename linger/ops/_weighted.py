@@ -39,6 +39,7 @@ from linger.ops._once import Given
 from linger.ops._placed import holding, placed
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
+from linger.steps import piecewise
 
 WIDE_BIAS = 2**30  # LSB: what an int32 holds, and room for the products
 NARROW_BIAS = 2**23  # LSB: half of what float32 holds; the products have the other half
@@ -335,7 +336,8 @@ def requantize(
     acc: np.ndarray, scale_x: float, scale_w: float, scale_o: float, o_bits: int, rounding: str = HALF_UP
 ) -> np.ndarray:
     """Equation (2)."""
-    return saturate(shift_round(acc, exponent(scale_x) + exponent(scale_w) - exponent(scale_o), rounding), o_bits)
+    shift = exponent(scale_x) + exponent(scale_w) - exponent(scale_o)
+    return piecewise(lambda v: saturate(shift_round(v, shift, rounding), o_bits))(acc)
 
 
 def split_text(source: str, prefix: str, pieces: int, width: int) -> str:

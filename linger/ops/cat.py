@@ -23,6 +23,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, requant_node
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
+from linger.steps import piecewise
 from linger.targets import known
 
 
@@ -71,8 +72,13 @@ def run(
     """Equation (1); ``scale_x_<i>`` belongs to input i."""
     bits = o_bits or 8 * x[0].dtype.itemsize
     where = dim if dim is not None else axis
-    parts = [shift_round(v, exponent(scales[f"scale_x_{i}"]) - exponent(scale_o), rounding) for i, v in enumerate(x)]
-    return np.concatenate([saturate(p, bits) for p in parts], axis=where or 0)
+    shifts = [exponent(scales[f"scale_x_{i}"]) - exponent(scale_o) for i in range(len(x))]
+
+    @piecewise
+    def part(v: np.ndarray, *, n: int) -> np.ndarray:
+        return saturate(shift_round(v, n, rounding), bits)
+
+    return np.concatenate([part(v, n=n) for v, n in zip(x, shifts, strict=True)], axis=where or 0)
 
 
 def body(form: str, opset: int, rounding: str = HALF_UP) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linger.numerics import exact_matmul
+from linger.numerics import exact_matmul, int_dtype
 from linger.ops import pad
 from linger.ops._base import Op
 from linger.ops._case import Case, Holder
@@ -29,6 +29,7 @@ from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
 from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
 from linger.rounding import HALF_UP
+from linger.steps import pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,21 +187,30 @@ def run(
     **_: Any,
 ) -> np.ndarray:
     """x (N, C, *space), w (O, C/group, *kernel), b (O) int32 -> (N, O, *space) of ``o_bits`` bits; equations (1), (2)."""
-    rank = x.ndim - 2
-    dilations = dilations or (1,) * rank
-    x = np.pad(x, ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilations, strict=True))
-    windows = sliding_window_view(x, reach, axis=tuple(range(2, x.ndim)))
-    steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in dilations)
-    windows = windows[(slice(None), slice(None), *steps)]
-    windows = np.moveaxis(windows, 1, 1 + rank)  # N, *out, C, *kernel
-    space = windows.shape[: 1 + rank]
-    columns = windows.reshape(*space, group, int(np.prod(w.shape[1:])))
-    rows = w.reshape(group, w.shape[0] // group, -1)
-    acc = np.concatenate([exact_matmul(columns[..., g, :], rows[g].T) for g in range(group)], axis=-1)
-    if b is not None:
-        acc = acc + b.astype(np.int64)
-    return requantize(np.moveaxis(acc, -1, 1), scale_x, scale_w, scale_o, o_bits, rounding)
+    windows = _windows(x, w.shape[2:], strides, pads, dilations or (1,) * (x.ndim - 2))
+    shape = windows.shape[x.ndim - 1 :]
+    rows = w.reshape(group, len(w) // group, -1)
+    out = np.empty((len(w), *shape), int_dtype(o_bits))
+    for part in pieces(shape[0], 4 * windows.size // max(1, shape[0])):
+        some = windows[(slice(None),) * (x.ndim - 1) + (part,)]
+        columns = some.reshape(group, rows.shape[-1], -1)
+        acc = exact_matmul(columns.swapaxes(1, 2), rows.swapaxes(1, 2)).swapaxes(1, 2)
+        acc = np.moveaxis(acc.reshape(len(w), *some.shape[x.ndim - 1 :]), -1, 0)
+        if b is not None:
+            acc = acc + b.astype(np.int64).reshape(-1, *(1,) * (x.ndim - 2))
+        out[:, part] = np.moveaxis(requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding), 0, -1)
+    return np.moveaxis(out, -1, 0)
+
+
+def _windows(x: np.ndarray, kernel: tuple[int, ...], strides: Any, pads: Any, dilations: Any) -> np.ndarray:
+    """A view of padded x (N, C, *space): what each kernel position sees, (C, *kernel, *out, N). The batch is last: rows are long."""
+    rank = len(kernel)
+    padded = np.pad(np.moveaxis(x, 0, -1), ((0, 0), *zip(pads[:rank], pads[rank:], strict=True), (0, 0)))
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
+    windows = sliding_window_view(padded, reach, axis=tuple(range(1, 1 + rank)))  # C, *space, N, *reach
+    steps = (*(slice(None, None, s) for s in strides), slice(None), *(slice(None, None, d) for d in dilations))
+    windows = windows[(slice(None), *steps)]
+    return windows.transpose(0, *range(2 + rank, 2 + 2 * rank), *range(1, 2 + rank))
 
 
 ATTRS = "strides: ints = @strides, pads: ints = @pads, kernel_shape: ints = @kernel_shape, dilations: ints = @dilations, group: int = @group"

@@ -155,19 +155,17 @@ def run(
         (n - 1) * s + d * (k - 1) + 1 + e
         for n, s, d, k, e in zip(space, strides, dilations, kernel, extra, strict=True)
     ]
-    full = np.zeros((x.shape[0], group * outputs, *size), np.int64)
-    moved = np.moveaxis(x, 1, -1)
+    full = np.zeros((group * outputs, *size, len(x)), np.int64)  # the batch is last: rows are long
+    columns = np.moveaxis(x, 0, -1).reshape(group, inputs, math.prod(space) * len(x)).swapaxes(1, 2)
     for offset in np.ndindex(*kernel):
         where = tuple(
             slice(k * d, k * d + (n - 1) * s + 1, s)
             for k, d, n, s in zip(offset, dilations, space, strides, strict=True)
         )
-        for g in range(group):
-            rows = w[(slice(g * inputs, (g + 1) * inputs), slice(None), *offset)]
-            part = exact_matmul(moved[..., g * inputs : (g + 1) * inputs], rows)
-            full[(slice(None), slice(g * outputs, (g + 1) * outputs), *where)] += np.moveaxis(part, -1, 1)
+        part = exact_matmul(columns, w[(slice(None), slice(None), *offset)].reshape(group, inputs, outputs))
+        full[(slice(None), *where)] += part.swapaxes(1, 2).reshape(group * outputs, *space, len(x))
     crop = tuple(slice(pads[i], size[i] - pads[rank + i]) for i in range(rank))
-    acc = full[(slice(None), slice(None), *crop)]
+    acc = np.moveaxis(full[(slice(None), *crop)], -1, 0)
     if b is not None:
         acc = acc + b.astype(np.int64).reshape(-1, *(1,) * rank)
     return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)

@@ -23,6 +23,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, binary_nodes
 from linger.rounding import divide_half_up, divided_half_up
+from linger.steps import piecewise
 
 LIMIT = 2**24 - 1  # what float32 holds of a 32-bit result
 FINEST = 20  # |m| at most: every term of (2) stays an exact float64
@@ -63,6 +64,7 @@ class DivSite(Site):
         return binary_nodes(self.op_type, operands, out, call)
 
 
+@piecewise
 def run(
     x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0, **_: Any
 ) -> np.ndarray:

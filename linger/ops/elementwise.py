@@ -26,6 +26,7 @@ from linger.ops._lowered import Lowered, Operand
 from linger.ops._saturate import fits, offset_nodes
 from linger.ops._site import Site, binary_nodes, constant_operand
 from linger.rounding import HALF_UP
+from linger.steps import piecewise
 
 NUMBER = 8  # bits of a Python number
 
@@ -121,6 +122,7 @@ class MulSite(Site):
 
 
 def _run_sum(sign: int) -> Any:
+    @piecewise
     def run(
         x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0,
         rounding: str = HALF_UP, **_: Any,
@@ -134,6 +136,7 @@ def _run_sum(sign: int) -> Any:
     return run
 
 
+@piecewise
 def run_mul(
     x: np.ndarray, y: np.ndarray, *, scale_x: float, scale_y: float, scale_o: float, o_bits: int = 0,
     rounding: str = HALF_UP, **_: Any,

@@ -106,7 +106,7 @@ def run(
     """x (..., K), w (N, K), b (N) int32 -> (..., N); equation (1)."""
     acc = exact_matmul(x, w.T)
     if b is not None:
-        acc = acc + b.astype(np.int64)
+        acc += b.astype(np.int64)
     return requantize(acc, scale_x, scale_w, scale_o, o_bits, rounding)
 
 

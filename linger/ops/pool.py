@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._site import Site
 from linger.ops._weighted import split_text
+from linger.ops._windows import pooled
 from linger.rounding import HALF_UP, ROUNDINGS, divide_half_up, divided_half_up
 
 
@@ -205,10 +205,9 @@ def run(
 ) -> np.ndarray:
     """x (N, C, *space) -> the same width; equations (1) to (3)."""
     rank = len(kernel_shape)
-    padded = np.pad(x.astype(np.int64), ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
-    windows = sliding_window_view(padded, kernel_shape, axis=tuple(range(2, 2 + rank)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
-    total = windows.sum(axis=tuple(range(-rank, 0)))
+    padded = np.pad(x, ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
+    sizes = [(n - k) // s + 1 for n, k, s in zip(padded.shape[2:], kernel_shape, strides, strict=True)]
+    total = pooled(padded, np.add, kernel_shape, strides, (1,) * rank, sizes, np.int64)
     k = int(np.prod(kernel_shape))
     return saturate(rounded_mean(total, k, ties_away(k), rounding), 8 * x.dtype.itemsize)
 

@@ -19,18 +19,22 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
+from linger.steps import piecewise
 
 
+@piecewise
 def run_quant(x: np.ndarray, *, scale_x: float, data_bits: int = 8, rounding: str = HALF_UP, **_: Any) -> np.ndarray:
     """float32 of any shape -> integers; equation (1), up to 16 bits with the float32 rounding of the sum (``engine`` 3)."""
     return quantize_array(x, scale_x, data_bits, rounding)
 
 
+@piecewise
 def run_dequant(x: np.ndarray, *, scale_o: float, **_: Any) -> np.ndarray:
     """Integers -> float32; equation (2)."""
     return (x.astype(np.float64) / scale_o).astype(np.float32)
 
 
+@piecewise
 def run_requant(
     x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int = 8, rounding: str = HALF_UP, **_: Any
 ) -> np.ndarray:

@@ -89,29 +89,28 @@ class ResizeSite(Site):
         return (Lowered(op_type=self.op_type, inputs=(0,), attrs=attrs, bits=out.bits, form=form),)
 
 
-def _weights(n: int, f: int) -> np.ndarray:
-    """Equation (2) as a matrix (n * f, n) of integers."""
-    m = np.zeros((n * f, n), np.int64)
-    for o in range(n * f):
-        i, w = divmod(2 * o + 1 - f, 2 * f)
-        m[o, min(max(i, 0), n - 1)] += 2 * f - w
-        m[o, min(max(i + 1, 0), n - 1)] += w
-    return m
-
-
 def run(
     x: np.ndarray, *, mode: str, factors: tuple[int, ...], o_bits: int = 8, rounding: str = HALF_UP, **_: Any
 ) -> np.ndarray:
     """x (N, C, *space); equation (1), or (2) and (3)."""
-    y = x.astype(np.int64)
+    y = x if mode == "nearest" else x.astype(np.int64)
     for axis, f in enumerate(factors, 2):
-        if mode == "nearest":
-            y = np.repeat(y, f, axis)
-        else:
-            y = np.moveaxis(np.moveaxis(y, axis, -1) @ _weights(x.shape[axis], f).T, -1, axis)
+        y = np.repeat(y, f, axis) if mode == "nearest" else _between(y, axis, f)
     if mode == "linear":
         y = ROUNDINGS[rounding].divided(y, int(np.prod([2 * f for f in factors])))
     return y.astype(int_dtype(o_bits))
+
+
+def _between(x: np.ndarray, axis: int, f: int) -> np.ndarray:
+    """Equation (2) along one axis of int64."""
+    n = 2 * np.arange(f * x.shape[axis]) + 1 - f
+    i = n // (2 * f)
+    w = (n - 2 * f * i).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    before, after = (x.take(k, axis, mode="clip") for k in (i, i + 1))
+    before *= 2 * f - w
+    after *= w
+    before += after
+    return before
 
 
 def _unsqueeze(source: str, result: str, axis: int, opset: int) -> str:

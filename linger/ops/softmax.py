@@ -40,6 +40,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site, constant_operand
 from linger.ops._softmax_body import body_log, body_softmax, real_log, real_softmax
+from linger.steps import piecewise
 from linger.targets import TARGETS, Softmax, known
 from linger.targets._softmax import EXP_OF_0, HIGHEST
 
@@ -222,7 +223,7 @@ def run_softmax(
     if x.size == 0:
         return x.astype(int_dtype(bits))
     chip = known(platform.lower()).softmax
-    p = chip_math.probability(chip_math.argument(x, scale_x), dim if axis is None else axis, chip)
+    p = chip_math.probability(piecewise(chip_math.argument)(x, scale_x=scale_x), dim if axis is None else axis, chip)
     return saturate(shift_round(p, min(15 - exponent(scale_o), FAR)), bits)
 
 
@@ -235,7 +236,9 @@ def run_log(
     if x.size == 0:
         return x.astype(int_dtype(bits))
     chip = known(platform.lower()).softmax
-    y = chip_math.log_probability(chip_math.argument(x, scale_x), dim if axis is None else axis, chip)
+    y = chip_math.log_probability(
+        piecewise(chip_math.argument)(x, scale_x=scale_x), dim if axis is None else axis, chip
+    )
     return saturate(shift_round(y, min(chip.log_fraction - exponent(scale_o), FAR)), bits)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from linger.ops._base import ONNX_INT, Op, real_text
+from linger.ops._windows import pooled
 
 
 def run_relu(x: np.ndarray, **_: Any) -> np.ndarray:
@@ -41,12 +41,7 @@ def run_max_pool(
     extra = [max(0, m - n - f) for m, n, f in zip(need, x.shape[2:], pads[:rank], strict=True)]
     low = np.iinfo(x.dtype).min if np.issubdtype(x.dtype, np.integer) else -np.inf
     padded = np.pad(x, ((0, 0), (0, 0), *zip(pads[:rank], extra, strict=True)), constant_values=low)
-    windows = sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-    pick = (
-        *(slice(0, (o - 1) * s + 1, s) for o, s in zip(size, strides, strict=True)),
-        *(slice(None, None, d) for d in dilations),
-    )
-    return windows[(slice(None), slice(None), *pick)].max(axis=tuple(range(-rank, 0)))
+    return pooled(padded, np.maximum, kernel_shape, strides, dilations, size, x.dtype)
 
 
 def body_relu(form: str, opset: int) -> tuple[str, str]:

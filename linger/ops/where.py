@@ -36,6 +36,7 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
 from linger.rounding import HALF_UP
+from linger.steps import piecewise
 
 FAR = 1e4  # from here on a fill means "never"
 REACH = 8.0  # e^-8 is below half a step of an 8-bit probability
@@ -194,8 +195,9 @@ class FillSite(WhereSite):
     raw = frozenset({1})
 
 
-def _brought(x: np.ndarray, scale: float, scale_o: float, bits: int, rounding: str) -> np.ndarray:
-    return saturate(shift_round(x, exponent(scale) - exponent(scale_o), rounding), bits)
+@piecewise
+def _brought(x: np.ndarray, *, scale_x: float, scale_o: float, o_bits: int, rounding: str) -> np.ndarray:
+    return saturate(shift_round(x, exponent(scale_x) - exponent(scale_o), rounding), o_bits)
 
 
 def run_where(
@@ -203,7 +205,8 @@ def run_where(
     rounding: str = HALF_UP, **_: Any,
 ) -> np.ndarray:  # fmt: skip
     """Equation (1); the three are broadcast."""
-    a, b = _brought(x, scale_x, scale_o, o_bits, rounding), _brought(y, scale_y, scale_o, o_bits, rounding)
+    a = _brought(x, scale_x=scale_x, scale_o=scale_o, o_bits=o_bits, rounding=rounding)
+    b = _brought(y, scale_x=scale_y, scale_o=scale_o, o_bits=o_bits, rounding=rounding)
     return np.where(cond, a, b)
 
 
@@ -213,7 +216,8 @@ def _run_pick(pick: Any) -> Any:
         rounding: str = HALF_UP, **_: Any,
     ) -> np.ndarray:  # fmt: skip
         """Equation (2)."""
-        a, b = _brought(x, scale_x, scale_o, o_bits, rounding), _brought(y, scale_y, scale_o, o_bits, rounding)
+        a = _brought(x, scale_x=scale_x, scale_o=scale_o, o_bits=o_bits, rounding=rounding)
+        b = _brought(y, scale_x=scale_y, scale_o=scale_o, o_bits=o_bits, rounding=rounding)
         return pick(a, b)  # type: ignore[no-any-return]
 
     return run
