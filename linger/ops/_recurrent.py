@@ -257,8 +257,8 @@ class RecurrentInt(IntModule):
             w, b = self.ordered(u.w_hh), None if u.b_hh is None else self.ordered(u.b_hh)
             made.append(
                 recurrent_layer(
-                    self.kind, acc, w, b, u.w_hr, h0[d], c0[d], s_h, batch.sizes, d == 1, self.chip, self.hidden_bits,
-                    self.is_wide(), self.relu, torch.is_grad_enabled(),
+                    self.kind, acc, w, b, u.w_hr, h0[d], c0[d], s_h, u.s_hh, batch.sizes, d == 1, self.chip,
+                    self.hidden_bits, self.is_wide(), self.relu, torch.is_grad_enabled(),
                 )
             )  # fmt: skip
         out = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made], 1)

@@ -7,10 +7,38 @@ has the same size at every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def _split(x: Tensor, sizes: list[int], even: bool, reverse: bool) -> list[Tensor]:
+    parts = list(x.unflatten(0, (len(sizes), sizes[0])).unbind(0) if even else x.split(sizes))
+    return parts[::-1] if reverse else parts
+
+
+class Chunk(NamedTuple):
+    """Some steps: ``rows`` of the whole sequence, and how many sequences have each, in the order of the rows."""
+
+    rows: slice
+    sizes: list[int]
+    even: bool
+    reverse: bool
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.rows.stop - self.rows.start
+
+    def split(self, buffer: Tensor) -> list[Tensor]:
+        """One view per step of the first rows of a buffer, in the order of the direction."""
+        return _split(buffer[: self.count], self.sizes, self.even, self.reverse)
+
+    def joined(self, states: list[Tensor]) -> Tensor:
+        """What steps in the order of the direction started from, as rows."""
+        return torch.cat(states[::-1] if self.reverse else states)
 
 
 class Rows:
@@ -24,8 +52,23 @@ class Rows:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """One view per step, in the order of the direction."""
-        parts = list(x.split(self.sizes))
-        return parts[::-1] if self.reverse else parts
+        return _split(x, self.sizes, self.even, self.reverse)
+
+    def chunks(self, most: int) -> list[Chunk]:
+        """Steps that follow each other in the direction, together of at most ``most`` rows or of one step."""
+        found: list[Chunk] = []
+        start = [0, *accumulate(self.sizes)]
+        count = len(self.sizes)
+        while (left := count - sum(len(c.sizes) for c in found)) > 0:
+            taken, rows = 0, 0
+            for t in self.order[count - left :]:
+                if taken and rows + self.sizes[t] > most:
+                    break
+                taken, rows = taken + 1, rows + self.sizes[t]
+            first = left - taken if self.reverse else count - left
+            at = slice(start[first], start[first + taken])
+            found.append(Chunk(at, self.sizes[first : first + taken], self.even, self.reverse))
+        return found
 
     def before(self, earlier: Tensor, first: Tensor, n: int) -> Tensor:
         """The state that a step of ``n`` sequences starts from: what is left of ``earlier``, and ``first`` for new ones."""
@@ -76,3 +119,34 @@ class Carried:
     def first(self) -> Tensor:
         """The gradient of the first states."""
         return torch.cat([self.now, *self.left[::-1]]) if self.left else self.now
+
+
+class Product:
+    """A gradient on its way back through products with ``w``, to which every step adds its own."""
+
+    def __init__(self, last: Tensor, rows: Rows, w: Tensor) -> None:
+        self.carried, self.w = Carried(last, rows), w
+        self.left: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def leave(self, d: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> None:
+        """``d`` is to be multiplied with ``w``; to that comes the product of the two tensors ``kept``."""
+        self.left, self.kept = d, kept
+
+    def arrive(self, g: Tensor) -> Tensor:
+        """The gradient at a step that adds ``g``."""
+        if self.left is None or self.left.shape[0] != g.shape[0]:
+            self.multiply()
+            return g + self.carried.arrive(len(g))
+        return torch.addmm(g if self.kept is None else torch.addcmul(g, *self.kept), self.left, self.w)
+
+    def multiply(self) -> None:
+        """What was left is carried on."""
+        if self.left is not None:
+            d = torch.mm(self.left, self.w)
+            self.carried.now = d if self.kept is None else d.addcmul_(*self.kept)
+
+    def first(self) -> Tensor:
+        """The gradient of the first states."""
+        self.multiply()
+        return self.carried.first()

@@ -1,0 +1,193 @@
+"""Equations (3) to (5) of ``_cells``, the LSTM, over a whole sequence (``_recurrent_step``).
+
+Gates are in the order o, i, f, g: first those with a sigmoid; in backward the last three share a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from linger.ops._recurrent_rows import Carried, Chunk, Product, Rows
+from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
+
+
+class Projection:
+    """W_hr p in units of the hidden state, p of G fraction bits; ``w`` (P, H) real values on their grid."""
+
+    def __init__(self, w: Tensor, s: Setting, like: Tensor) -> None:
+        g, kind = s.how.fraction, torch.float64 if s.wide or not s.how.narrow else torch.float32
+        self.weight = (w.to(kind) * (s.scale.to(kind) * 2.0**-g)).t().contiguous()
+        self.top, self.full, self.half = 2.0**g, Rounded(2.0**-g, like), like.new_full((), 0.5)
+
+    def __call__(self, ok: Tensor, p: Tensor, out: Tensor) -> None:
+        """``out``: of o tanh(k) the next state before its saturation; ``p``: what is projected."""
+        self.full(ok, p).clamp_(-self.top, self.top - 1)
+        torch.floor(torch.mm(p.to(self.weight.dtype), self.weight).to(p.dtype).add_(self.half), out=out)
+
+
+class Buffers:
+    """What a chunk of steps writes into (rows, columns): see ``LSTM.run``."""
+
+    def __init__(self, rows: int, size: int, out: int, like: Tensor) -> None:
+        self.sums, self.gates = (like.new_empty(rows, 4 * size) for _ in range(2))
+        self.k, self.tanh, self.product = (like.new_empty(rows, size) for _ in range(3))
+        self.raw = like.new_empty(rows, out)
+        self.row, self.k_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (4, 1))
+        self.size, self.made = size, dict[tuple[int, ...], list[tuple[Tensor, ...]]]()
+
+    def steps(self, chunk: Chunk) -> list[tuple[Tensor, ...]]:
+        """The views of every step, made once for chunks of the same sizes."""
+        key = tuple(chunk.sizes)
+        if key not in self.made:
+            parts = [chunk.split(x) for x in (self.sums, self.row, self.gates)]
+            parts += [chunk.split(g) for g in self.gates.unflatten(1, (4, self.size)).unbind(1)]
+            parts += [chunk.split(x) for x in (self.product, self.k, self.k_row, self.tanh, self.raw)]
+            flat = [[x.view(-1) for x in parts[n]] for n in (1, 2, 9, 10)]
+            self.made[key] = list(zip(*parts, *flat, strict=True))
+        return self.made[key]
+
+
+class LSTM:
+    """One direction: states (rows, P or H) and (rows, H) of all steps, and what backward multiplies with."""
+
+    def __init__(
+        self, a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
+    ) -> None:
+        size, g, f = c.shape[1], s.how.fraction, s.tables
+        self.a, self.rows, self.s, self.size, like = a, rows, s, size, f.table
+        self.hs, self.cs = h.new_empty(len(a), h.shape[1]), h.new_empty(len(a), size)
+        self.p = h.new_empty(0 if w_hr is None else len(a), size)
+        self.project = None if w_hr is None else Projection(w_hr, s, like)
+        self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), 4 * size, 3 * size)
+        self.look, unit = f.look(0, size, s.limit), f.unit
+        self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
+        self.per_total = unit * 2.0 ** (s.how.argument - 2 * g)
+        self.k_first = like.new_full((), self.look.origin + 0.5 * unit)
+        self.k_limits = self.look.origin - s.limit * unit, self.look.origin + (s.limit - 1) * unit
+        wide = s.how.width == 32
+        self.c_of_k, self.per_c = wide, 1.0 if wide else 2.0**-g
+        self.c_first = like.new_full((), 0.5 - (self.look.origin if wide else 0))
+        wanted = len(a) * s.train
+        self.on = a.new_empty(wanted if w_hr is not None else 0, h.shape[1], dtype=torch.float32)
+        self.factors = a.new_empty(wanted, 4, size, dtype=torch.float32)
+        self.cell, self.keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
+
+    def all(self, h: Tensor, c: Tensor) -> None:
+        """Every step, from the first states."""
+        chunks = self.rows.chunks(chunk_rows(4 * self.size))
+        buffers = Buffers(max(c.count for c in chunks), self.size, h.shape[1], self.sums.look.table)
+        first = h, c
+        for chunk in chunks:
+            h, c, begun = self.run(chunk, buffers, (h, c), first)
+            if self.s.train:
+                self.keep_factors(chunk, buffers, chunk.joined(begun))
+
+    def states(self, chunk: Chunk) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The views of every step that outlast the chunk: h, c and p, or in its place c again."""
+        p = self.cs if self.project is None else self.p
+        return zip(*(chunk.split(x[chunk.rows]) for x in (self.hs, self.cs, p)), strict=True)
+
+    def run(self, chunk: Chunk, buffers: Buffers, at: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The steps of a chunk: the states behind them, and the cell states that they start from."""
+        (h, c), (h0, c0), even, begun = at, first, self.rows.even, []
+        narrow, top, add, look, before = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.rows.before
+        self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count], buffers.sums[: chunk.count])
+        for views, (h_new, c_new, p) in zip(buffers.steps(chunk), self.states(chunk), strict=True):
+            a, row, gates, o, i, keep, new, product, k, k_row, tanh, raw, row1, gates1, k_row1, tanh1 = views
+            if not even:
+                h, c = before(h, h0, len(a)), before(c, c0, len(a))
+            begun.append(c)
+            add(a, h)
+            look(a, row, row1, gates, gates1)
+            torch.mul(keep, c, out=product)
+            if not narrow:
+                product.clamp_(-(2.0**31), 2.0**31 - 1)
+            product.addcmul_(i, new)
+            torch.add(self.k_first, product, alpha=self.per_total, out=k)
+            torch.add(self.c_first, k if self.c_of_k else product, alpha=self.per_c, out=c_new).floor_()
+            if narrow:  # elsewhere the sum of both products has no more bits than an argument
+                k.clamp_(*self.k_limits)
+            self.look(k, k_row, k_row1, tanh, tanh1)
+            torch.mul(o, tanh, out=product)
+            if self.project is None:
+                self.to_h(product, raw)
+            else:
+                self.project(product, p, raw)
+            h, c = torch.clamp(raw, -top, top - 1, out=h_new), c_new
+        return h, c, begun
+
+    def keep_factors(self, chunk: Chunk, buffers: Buffers, c: Tensor) -> None:
+        """What backward multiplies with, of all steps of a chunk; slopes bring 2^-G along. ``c``: before each step."""
+        n, at, unit = chunk.count, chunk.rows, 2.0**-self.s.how.fraction
+        made, cell, keep, size = self.factors[at], self.cell[at], self.keep[at], self.size
+        gates = buffers.gates[:n].view(n, 4, size)
+        self.sums.look.slopes(buffers.sums[:n], buffers.row[:n], made.view(n, 4 * size))
+        self.look.slopes(buffers.k[:n], buffers.k_row[:n], cell)
+        torch.mul(gates[:, 2], unit, out=keep)
+        if not self.s.how.narrow:
+            inside = torch.mul(gates[:, 2], c).abs_() <= 2.0**31
+            keep.mul_(inside)
+            c = c.mul_(inside)
+        for k, value in enumerate((buffers.tanh[:n], gates[:, 3], c, gates[:, 1])):
+            made[:, k].mul_(value.float())
+        cell.mul_(gates[:, 0].float())
+        on = torch.empty(n, self.hs.shape[1], dtype=torch.float32) if self.project is None else self.on[at]
+        torch.eq(buffers.raw[:n], self.hs[at], out=on)
+        if self.project is None:
+            made[:, 0].mul_(on)
+            cell.mul_(on)
+
+
+def lstm_forward(
+    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
+) -> tuple[Tensor, list[Tensor]]:
+    """All steps of one direction.
+
+    Args:
+        a: accumulators of the input (rows, 4 H), real values, gates o, i, f, g.
+        w: (4 H, P or H).
+        b: (4 H,).
+        w_hr: (P, H) or None.
+        h: first hidden state (N, P or H), integers.
+        c: first cell state (N, H), integers.
+        rows: where the steps are.
+        s: the arithmetic.
+
+    Returns:
+        c (rows, H); and h (rows, P or H), p (rows, H; empty without w_hr), then, empty where no gradient is wanted, where h did
+        not saturate (rows, P; empty without w_hr), and the factors of the gates (rows, 4, H), of tanh(k) and of the previous
+        cell state (rows, H), which without w_hr are 0 where h saturates.
+    """
+    made = LSTM(a, w, b, w_hr, h, c, rows, s)
+    made.all(h, c)
+    return made.cs, [made.hs, made.p, made.on, made.factors, made.cell, made.keep]
+
+
+def lstm_backward(
+    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, w_hr: Tensor | None, rows: Rows, unit: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of the arguments (rows, 4 H), of h0, c0 and w_hr, from those of h (rows, P or H), the last h and the last c.
+
+    ``unit``: 2^-G, of p.
+    """
+    _, p, on, factors, cell, keep = saved
+    made = torch.empty_like(factors)
+    dh, dc = Product(grads[1], rows, w), Carried(grads[2], rows)
+    d_out = grads[0].new_empty(0 if w_hr is None else len(made), grads[1].shape[1])
+    ons, outs = (rows.split(x) if w_hr is not None else [x] * len(rows.sizes) for x in (on, d_out))
+    parts = (grads[0], factors[:, 0], factors[:, 1:], cell, keep, made, made[:, 0], made[:, 1:])
+    lists = (x[::-1] for x in (*map(rows.split, parts), ons, outs))
+    for g_t, o_t, f_t, cell_t, keep_t, d_t, do_t, df_t, on_t, out_t in zip(*lists, strict=True):
+        d_h = dh.arrive(g_t)
+        if w_hr is not None:
+            d_h = torch.mm(torch.mul(d_h, on_t, out=out_t), w_hr)
+        d_s = torch.addcmul(dc.arrive(len(g_t)), d_h, cell_t)
+        torch.mul(o_t, d_h, out=do_t)
+        torch.mul(f_t, d_s.unsqueeze(1), out=df_t)
+        dc.now = d_s.mul_(keep_t)
+        dh.leave(d_t.flatten(1))
+    d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
+    return made.flatten(1), dh.first(), dc.first(), d_hr

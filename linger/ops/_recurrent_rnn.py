@@ -1,0 +1,78 @@
+"""Equation (8) of ``_cells``, the plain RNN, over a whole sequence (``_recurrent_step``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from linger.ops._recurrent_rows import Chunk, Product, Rows
+from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
+
+
+class RNN:
+    """One direction: states (rows, H) of all steps, and what backward multiplies with."""
+
+    def __init__(self, a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> None:
+        self.a, self.rows, self.s, self.size, like = a, rows, s, h.shape[1], s.tables.table
+        self.hs = h.new_empty(len(a), self.size)
+        self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), self.size, 0)
+        self.to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), like)
+        self.factors = a.new_empty(len(a) * s.train, self.size, dtype=torch.float32)
+        most = max(c.count for c in rows.chunks(chunk_rows(self.size)))
+        self.u, self.value, self.raw = (like.new_empty(most, self.size) for _ in range(3))
+        self.row = like.new_empty(most, self.size, dtype=torch.int32)
+
+    def all(self, h: Tensor) -> None:
+        """Every step, from the first state."""
+        first = h
+        for chunk in self.rows.chunks(chunk_rows(self.size)):
+            h = self.run(chunk, h, first)
+            if self.s.train:
+                self.keep_factors(chunk)
+
+    def run(self, chunk: Chunk, h: Tensor, first: Tensor) -> Tensor:
+        """The steps of a chunk; the state behind them."""
+        even, top, relu, look, limit = self.rows.even, self.s.top, self.s.relu, self.sums.look, self.s.limit
+        self.sums.fill(self.a[chunk.rows], self.u[: chunk.count], self.u[: chunk.count])
+        lists = [chunk.split(x) for x in (self.u, self.row, self.value, self.raw)]
+        for u, row, value, raw, h_new in zip(*lists, chunk.split(self.hs[chunk.rows]), strict=True):
+            if not even:
+                h = self.rows.before(h, first, len(u))
+            self.sums.add(u, h)
+            if relu:
+                torch.clamp(u.floor_(), 0, limit - 1, out=value)
+            else:
+                look(u, row, row.view(-1), value, value.view(-1))
+            h = torch.clamp(self.to_h(value, raw), -top, top - 1, out=h_new)
+        return h
+
+    def keep_factors(self, chunk: Chunk) -> None:
+        """What backward multiplies with, of all steps of a chunk."""
+        n, made = chunk.count, self.factors[chunk.rows]
+        if self.s.relu:
+            made.copy_((self.u[:n] > 0) & (self.u[:n] < self.s.limit - 1))
+        else:
+            self.sums.look.slopes(self.u[:n], self.row[:n], made)
+            made.mul_(2.0**self.s.how.fraction)
+        made.mul_(self.raw[:n] == self.hs[chunk.rows])
+
+
+def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> list[Tensor]:
+    """All steps of one direction; arguments as in ``lstm_forward``.
+
+    Returns:
+        h (rows, H), and the factor of the argument, empty where no gradient is wanted.
+    """
+    made = RNN(a, w, b, h, rows, s)
+    made.all(h)
+    return [made.hs, made.factors]
+
+
+def rnn_backward(grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Gradients of the arguments (rows, H) and of h0."""
+    made, dh = torch.empty_like(saved[1]), Product(grads[1], rows, w)
+    for g_t, f_t, d_t in zip(*(x[::-1] for x in map(rows.split, (grads[0], saved[1], made))), strict=True):
+        dh.leave(torch.mul(dh.arrive(g_t), f_t, out=d_t))
+    return made, dh.first()
