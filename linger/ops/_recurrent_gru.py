@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from linger.ops._recurrent_rows import Chunk, Product, Rows
+from linger.ops._recurrent_rows import Chunk, Product, Rows, Views
 from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 
 
@@ -19,19 +19,10 @@ class Buffers:
         self.gates = like.new_empty(rows, 2 * size)
         self.b, self.u, self.n, self.aligned, self.raw = (like.new_empty(rows, size) for _ in range(5))
         self.row, self.n_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (2, 1))
-        self.size, self.made = size, dict[tuple[int, ...], list[tuple[Tensor, ...]]]()
-
-    def steps(self, chunk: Chunk) -> list[tuple[Tensor, ...]]:
-        """The views of every step, made once for chunks of the same sizes."""
-        key, size = tuple(chunk.sizes), self.size
-        if key not in self.made:
-            sums = self.sums, self.sums[:, : 2 * size], self.sums[:, 2 * size :], self.input[:, 2 * size :]
-            gates = self.gates, self.gates[:, :size], self.gates[:, size:]
-            rest = self.row, self.b, self.u, self.n_row, self.n, self.aligned, self.raw
-            parts = [chunk.split(x) for x in (*sums, *gates, *rest)]
-            flat = [[x.view(-1) for x in parts[n]] for n in (7, 4, 10, 11)]
-            self.made[key] = list(zip(*parts, *flat, strict=True))
-        return self.made[key]
+        sums = self.sums, self.sums[:, : 2 * size], self.sums[:, 2 * size :], self.input[:, 2 * size :]
+        gates = self.gates[:, :size], self.gates[:, size:]
+        rest = self.row, self.b, self.u, self.n_row, self.n, self.aligned, self.raw
+        self.views = Views((*sums, *gates, *rest), (self.row, self.gates, self.n_row, self.n))
 
 
 class GRU:
@@ -72,15 +63,15 @@ class GRU:
         """The steps of a chunk; the state behind them."""
         even, top, per_b, limits, product = self.rows.even, self.s.top, self.per_b, self.n_limits, self.product
         self.fill(chunk, buffers)
-        for views, h_new in zip(buffers.steps(chunk), chunk.split(self.hs[chunk.rows]), strict=True):
-            a, a_rz, b_n, a_n, gates, r, z, row, b, u, n_row, n, aligned, raw, row1, gates1, n_row1, n1 = views
+        for views, h_new in zip(buffers.views.of(chunk), chunk.split(self.hs), strict=True):
+            a, a_rz, b_n, a_n, r, z, row, b, u, n_row, n, aligned, raw, row1, gates1, n_row1, n1 = views
             if not even:
                 h = self.rows.before(h, first, len(a))
             self.sums.add(a, h)
-            self.sums.look(a_rz, row, row1, gates, gates1)
+            self.sums.look(a_rz, row, row1, gates1)
             torch.floor(b_n, out=b)
             torch.add(a_n, torch.mul(r, b, out=u), alpha=per_b, out=u).clamp_(*limits)
-            self.look(u, n_row, n_row1, n, n1)
+            self.look(u, n_row, n_row1, n1)
             kept = torch.mul(z, self.to_g(h, aligned)).clamp_(-product, product - 1)
             kept.addcmul_(torch.sub(self.one, z), n)
             h = torch.clamp(self.to_h(kept, raw), -top, top - 1, out=h_new)
@@ -128,10 +119,11 @@ def gru_backward(
     _, factors, kept, to_n = saved
     made, whole = torch.empty_like(factors), torch.empty_like(to_n)
     dh = Product(grads[1], rows, w)
-    lists = (x[::-1] for x in map(rows.split, (grads[0], factors, kept, to_n, made, whole)))
-    for g_t, f_t, kept_t, n_t, d_t, all_t in zip(*lists, strict=True):
-        d_h = dh.arrive(g_t)
+    parts = grads[0], factors, kept, to_n, made, made.flatten(1), whole
+    for n, views in zip(rows.sizes[:: 1 if rows.reverse else -1], rows.back(*parts), strict=True):
+        g_t, f_t, kept_t, n_t, d_t, flat_t, whole_t = views
+        d_h = dh.arrive(g_t, n)
         torch.mul(f_t, d_h.unsqueeze(1), out=d_t)
-        torch.mul(d_h, n_t, out=all_t)
-        dh.leave(d_t.flatten(1), (d_h, kept_t))
+        torch.mul(d_h, n_t, out=whole_t)
+        dh.leave(flat_t, (d_h, kept_t))
     return made.flatten(1), whole, dh.first()

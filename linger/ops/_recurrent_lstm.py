@@ -5,12 +5,13 @@ Gates are in the order o, i, f, g: first those with a sigmoid; in backward the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from linger.ops._recurrent_rows import Carried, Chunk, Product, Rows
+from linger.ops._recurrent_rows import Carried, Chunk, Product, Rows, Views
 from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 
 
@@ -33,21 +34,12 @@ class Buffers:
 
     def __init__(self, rows: int, size: int, out: int, like: Tensor) -> None:
         self.sums, self.gates = (like.new_empty(rows, 4 * size) for _ in range(2))
-        self.k, self.tanh, self.product = (like.new_empty(rows, size) for _ in range(3))
+        self.k, self.tanh, self.product, self.c = (like.new_empty(rows, size) for _ in range(4))
         self.raw = like.new_empty(rows, out)
         self.row, self.k_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (4, 1))
-        self.size, self.made = size, dict[tuple[int, ...], list[tuple[Tensor, ...]]]()
-
-    def steps(self, chunk: Chunk) -> list[tuple[Tensor, ...]]:
-        """The views of every step, made once for chunks of the same sizes."""
-        key = tuple(chunk.sizes)
-        if key not in self.made:
-            parts = [chunk.split(x) for x in (self.sums, self.row, self.gates)]
-            parts += [chunk.split(g) for g in self.gates.unflatten(1, (4, self.size)).unbind(1)]
-            parts += [chunk.split(x) for x in (self.product, self.k, self.k_row, self.tanh, self.raw)]
-            flat = [[x.view(-1) for x in parts[n]] for n in (1, 2, 9, 10)]
-            self.made[key] = list(zip(*parts, *flat, strict=True))
-        return self.made[key]
+        parts = self.gates.view(rows, 4, size).unbind(1)
+        rest = self.product, self.k, self.k_row, self.tanh, self.raw, self.c
+        self.views = Views((self.sums, self.row, *parts, *rest), (self.row, self.gates, self.k_row, self.tanh))
 
 
 class LSTM:
@@ -58,8 +50,7 @@ class LSTM:
     ) -> None:
         size, g, f = c.shape[1], s.how.fraction, s.tables
         self.a, self.rows, self.s, self.size, like = a, rows, s, size, f.table
-        self.hs, self.cs = h.new_empty(len(a), h.shape[1]), h.new_empty(len(a), size)
-        self.p = h.new_empty(0 if w_hr is None else len(a), size)
+        self.hs, self.p = h.new_empty(len(a), h.shape[1]), h.new_empty(0 if w_hr is None else len(a), size)
         self.project = None if w_hr is None else Projection(w_hr, s, like)
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), 4 * size, 3 * size)
         self.look, unit = f.look(0, size, s.limit), f.unit
@@ -75,33 +66,33 @@ class LSTM:
         self.factors = a.new_empty(wanted, 4, size, dtype=torch.float32)
         self.cell, self.keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
 
-    def all(self, h: Tensor, c: Tensor) -> None:
-        """Every step, from the first states."""
+    def all(self, h: Tensor, c: Tensor) -> Tensor:
+        """Every step, from the first states; the last cell states."""
         chunks = self.rows.chunks(chunk_rows(4 * self.size))
         buffers = Buffers(max(c.count for c in chunks), self.size, h.shape[1], self.sums.look.table)
-        first = h, c
+        first, ended = (h, c), list[Tensor]()
         for chunk in chunks:
-            h, c, begun = self.run(chunk, buffers, (h, c), first)
+            h, c, begun = self.run(chunk, buffers, (h, c), first, ended)
             if self.s.train:
                 self.keep_factors(chunk, buffers, chunk.joined(begun))
+            c = c.clone()  # the next chunk writes there
+        return torch.cat([c, *ended[::-1]])
 
-    def states(self, chunk: Chunk) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The views of every step that outlast the chunk: h, c and p, or in its place c again."""
-        p = self.cs if self.project is None else self.p
-        return zip(*(chunk.split(x[chunk.rows]) for x in (self.hs, self.cs, p)), strict=True)
-
-    def run(self, chunk: Chunk, buffers: Buffers, at: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def run(
+        self, chunk: Chunk, buffers: Buffers, at: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor], ended: list[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The steps of a chunk: the states behind them, and the cell states that they start from."""
-        (h, c), (h0, c0), even, begun = at, first, self.rows.even, []
-        narrow, top, add, look, before = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.rows.before
+        (h, c), even, begun = at, self.rows.even, list[Tensor]()
+        narrow, top, add, look, look_k = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.look
         self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count], buffers.sums[: chunk.count])
-        for views, (h_new, c_new, p) in zip(buffers.steps(chunk), self.states(chunk), strict=True):
-            a, row, gates, o, i, keep, new, product, k, k_row, tanh, raw, row1, gates1, k_row1, tanh1 = views
+        projected = [None] * len(chunk.sizes) if self.project is None else chunk.split(self.p)
+        for views, h_new, p in zip(buffers.views.of(chunk), chunk.split(self.hs), projected, strict=True):
+            a, row, o, i, keep, new, product, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
             if not even:
-                h, c = before(h, h0, len(a)), before(c, c0, len(a))
+                h, c = self.before(h, c, first, len(a), ended)
             begun.append(c)
             add(a, h)
-            look(a, row, row1, gates, gates1)
+            look(a, row, row1, gates1)
             torch.mul(keep, c, out=product)
             if not narrow:
                 product.clamp_(-(2.0**31), 2.0**31 - 1)
@@ -110,14 +101,22 @@ class LSTM:
             torch.add(self.c_first, k if self.c_of_k else product, alpha=self.per_c, out=c_new).floor_()
             if narrow:  # elsewhere the sum of both products has no more bits than an argument
                 k.clamp_(*self.k_limits)
-            self.look(k, k_row, k_row1, tanh, tanh1)
+            look_k(k, k_row, k_row1, tanh1)
             torch.mul(o, tanh, out=product)
-            if self.project is None:
+            if p is None:
                 self.to_h(product, raw)
             else:
                 self.project(product, p, raw)
             h, c = torch.clamp(raw, -top, top - 1, out=h_new), c_new
         return h, c, begun
+
+    def before(
+        self, h: Tensor, c: Tensor, first: tuple[Tensor, Tensor], n: int, ended: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The states that a step of ``n`` sequences starts from; ``ended``: the cell states of those that have no more steps."""
+        if len(c) > n and not self.rows.reverse:
+            ended.append(c[n:].clone())
+        return self.rows.before(h, first[0], n), self.rows.before(c, first[1], n)
 
     def keep_factors(self, chunk: Chunk, buffers: Buffers, c: Tensor) -> None:
         """What backward multiplies with, of all steps of a chunk; slopes bring 2^-G along. ``c``: before each step."""
@@ -157,13 +156,12 @@ def lstm_forward(
         s: the arithmetic.
 
     Returns:
-        c (rows, H); and h (rows, P or H), p (rows, H; empty without w_hr), then, empty where no gradient is wanted, where h did
+        The last c (N, H); and h (rows, P or H), p (rows, H; empty without w_hr), then, empty where no gradient is wanted, where h did
         not saturate (rows, P; empty without w_hr), and the factors of the gates (rows, 4, H), of tanh(k) and of the previous
         cell state (rows, H), which without w_hr are 0 where h saturates.
     """
     made = LSTM(a, w, b, w_hr, h, c, rows, s)
-    made.all(h, c)
-    return made.cs, [made.hs, made.p, made.on, made.factors, made.cell, made.keep]
+    return made.all(h, c), [made.hs, made.p, made.on, made.factors, made.cell, made.keep]
 
 
 def lstm_backward(
@@ -174,20 +172,23 @@ def lstm_backward(
     ``unit``: 2^-G, of p.
     """
     _, p, on, factors, cell, keep = saved
-    made = torch.empty_like(factors)
-    dh, dc = Product(grads[1], rows, w), Carried(grads[2], rows)
-    d_out = grads[0].new_empty(0 if w_hr is None else len(made), grads[1].shape[1])
-    ons, outs = (rows.split(x) if w_hr is not None else [x] * len(rows.sizes) for x in (on, d_out))
-    parts = (grads[0], factors[:, 0], factors[:, 1:], cell, keep, made, made[:, 0], made[:, 1:])
-    lists = (x[::-1] for x in (*map(rows.split, parts), ons, outs))
-    for g_t, o_t, f_t, cell_t, keep_t, d_t, do_t, df_t, on_t, out_t in zip(*lists, strict=True):
-        d_h = dh.arrive(g_t)
+    made, d_s, d_s3 = torch.empty_like(factors), None, grads[2]
+    dh, dc = Product(grads[1], rows, w), Carried(grads[2].clone(), rows)
+    d_out = torch.empty_like(on)
+    outs = rows.back(on, d_out) if w_hr is not None else repeat((on, d_out))
+    parts = grads[0], factors[:, 0], factors[:, 1:], cell, keep, made.flatten(1), made[:, 0], made[:, 1:]
+    for n, views, (on_t, out_t) in zip(rows.sizes[:: 1 if rows.reverse else -1], rows.back(*parts), outs, strict=False):
+        g_t, o_t, f_t, cell_t, keep_t, d_t, do_t, df_t = views
+        d_h = dh.arrive(g_t, n)
         if w_hr is not None:
             d_h = torch.mm(torch.mul(d_h, on_t, out=out_t), w_hr)
-        d_s = torch.addcmul(dc.arrive(len(g_t)), d_h, cell_t)
+        now = dc.arrive(n)
+        if now is not d_s:
+            d_s, d_s3 = now, now.unsqueeze(1)
+        d_s.addcmul_(d_h, cell_t)
         torch.mul(o_t, d_h, out=do_t)
-        torch.mul(f_t, d_s.unsqueeze(1), out=df_t)
-        dc.now = d_s.mul_(keep_t)
-        dh.leave(d_t.flatten(1))
+        torch.mul(f_t, d_s3, out=df_t)
+        d_s.mul_(keep_t)
+        dh.leave(d_t)
     d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
     return made.flatten(1), dh.first(), dc.first(), d_hr

@@ -59,8 +59,8 @@ def recurrent(
     s, rows = _setting(scale, s_w, chip, bits, wide, relu, train), _rows(sizes, reverse)
     h, c = _first(h0, c0, s)
     if kind == "lstm":
-        cs, saved = lstm_forward(acc, w, b, w_hr, h, c, rows, s)
-        c_last = rows.last(cs).mul_(2.0**-s.how.fraction).float()
+        last, saved = lstm_forward(acc, w, b, w_hr, h, c, rows, s)
+        c_last = last.mul_(2.0**-s.how.fraction).float()
     else:
         forward = gru_forward if kind == "gru" else rnn_forward
         saved, c_last = forward(acc, w, b, h, rows, s), acc.new_zeros(0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from linger.ops._recurrent_rows import Chunk, Product, Rows
+from linger.ops._recurrent_rows import Chunk, Product, Rows, Views
 from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 
 
@@ -23,6 +23,7 @@ class RNN:
         most = max(c.count for c in rows.chunks(chunk_rows(self.size)))
         self.u, self.value, self.raw = (like.new_empty(most, self.size) for _ in range(3))
         self.row = like.new_empty(most, self.size, dtype=torch.int32)
+        self.views = Views((self.u, self.row, self.value, self.raw), (self.row, self.value))
 
     def all(self, h: Tensor) -> None:
         """Every step, from the first state."""
@@ -36,15 +37,15 @@ class RNN:
         """The steps of a chunk; the state behind them."""
         even, top, relu, look, limit = self.rows.even, self.s.top, self.s.relu, self.sums.look, self.s.limit
         self.sums.fill(self.a[chunk.rows], self.u[: chunk.count], self.u[: chunk.count])
-        lists = [chunk.split(x) for x in (self.u, self.row, self.value, self.raw)]
-        for u, row, value, raw, h_new in zip(*lists, chunk.split(self.hs[chunk.rows]), strict=True):
+        for views, h_new in zip(self.views.of(chunk), chunk.split(self.hs), strict=True):
+            u, row, value, raw, row1, value1 = views
             if not even:
                 h = self.rows.before(h, first, len(u))
             self.sums.add(u, h)
             if relu:
                 torch.clamp(u.floor_(), 0, limit - 1, out=value)
             else:
-                look(u, row, row.view(-1), value, value.view(-1))
+                look(u, row, row1, value1)
             h = torch.clamp(self.to_h(value, raw), -top, top - 1, out=h_new)
         return h
 
@@ -73,6 +74,7 @@ def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s
 def rnn_backward(grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Gradients of the arguments (rows, H) and of h0."""
     made, dh = torch.empty_like(saved[1]), Product(grads[1], rows, w)
-    for g_t, f_t, d_t in zip(*(x[::-1] for x in map(rows.split, (grads[0], saved[1], made))), strict=True):
-        dh.leave(torch.mul(dh.arrive(g_t), f_t, out=d_t))
+    for n, views in zip(rows.sizes[:: 1 if rows.reverse else -1], rows.back(grads[0], saved[1], made), strict=True):
+        g_t, f_t, d_t = views
+        dh.leave(torch.mul(dh.arrive(g_t, n), f_t, out=d_t))
     return made, dh.first()

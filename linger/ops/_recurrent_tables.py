@@ -82,12 +82,12 @@ class Look:
         first = [float(half)] * sigmoids + [self.origin] * (columns - sigmoids)
         self.first = torch.tensor(first, dtype=f.dtype, device=f.device)
 
-    def __call__(self, u: Tensor, row: Tensor, flat: Tensor, out: Tensor, flat_out: Tensor) -> None:
-        """Values at rows ``u`` into ``out``, their integers into ``row`` (int32); ``flat``, ``flat_out``: the same memory in 1-d."""
+    def __call__(self, u: Tensor, row: Tensor, flat: Tensor, out: Tensor) -> None:
+        """Values at rows ``u`` (n, columns) into ``out`` (n * columns,), their integers into ``row`` (int32), which is ``flat`` in 1-d."""
         row.copy_(u)
-        torch.index_select(self.table, 0, flat, out=flat_out)
+        torch.index_select(self.table, 0, flat, out=out)
         if not self.f.short:
-            out.add_(torch.frac(u)).floor_()
+            out.add_(torch.frac(u).view(-1)).floor_()
 
     def slopes(self, u: Tensor, row: Tensor, out: Tensor) -> None:
         """``out`` (n, columns; float32): derivatives of the real functions, times 2^-G, at what ``__call__`` took (n, columns)."""
