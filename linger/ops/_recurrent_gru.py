@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linger.ops._recurrent_rows import Chunk, Product, Rows, Views
-from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
+from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows, same
 
 
 class Buffers:

@@ -11,8 +11,12 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from linger.eager import at_hand, widest
 from linger.ops._recurrent_rows import Carried, Chunk, Product, Rows, Views
-from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
+from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows, same
+
+
+MOST_UNCLAMPED = 2.0**17  # arguments of tanh that a table has beyond those of the chip, where that is enough for all
 
 
 class Projection:
@@ -34,11 +38,11 @@ class Buffers:
 
     def __init__(self, rows: int, size: int, out: int, like: Tensor) -> None:
         self.sums, self.gates = (like.new_empty(rows, 4 * size) for _ in range(2))
-        self.k, self.tanh, self.product, self.c = (like.new_empty(rows, size) for _ in range(4))
+        self.k, self.tanh, self.c = (like.new_empty(rows, size) for _ in range(3))
         self.raw = like.new_empty(rows, out)
         self.row, self.k_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (4, 1))
         parts = self.gates.view(rows, 4, size).unbind(1)
-        rest = self.product, self.k, self.k_row, self.tanh, self.raw, self.c
+        rest = self.k, self.k_row, self.tanh, self.raw, self.c
         self.views = Views((self.sums, self.row, *parts, *rest), (self.row, self.gates, self.k_row, self.tanh))
 
 
@@ -53,18 +57,30 @@ class LSTM:
         self.hs, self.p = h.new_empty(len(a), h.shape[1]), h.new_empty(0 if w_hr is None else len(a), size)
         self.project = None if w_hr is None else Projection(w_hr, s, like)
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), 4 * size, 3 * size)
-        self.look, unit = f.look(0, size, s.limit), f.unit
+        bound, unit = self.bound(c), f.unit
+        self.clamps = s.how.narrow and bound > MOST_UNCLAMPED
+        self.look = f.look(0, size, s.limit if self.clamps else bound)
         self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
+        k_first, k_unit = self.look.origin + 0.5 * unit, 2.0 ** (g - s.how.argument)
         self.per_total = unit * 2.0 ** (s.how.argument - 2 * g)
-        self.k_first = like.new_full((), self.look.origin + 0.5 * unit)
+        self.k_first = like.new_full((), k_first)
         self.k_limits = self.look.origin - s.limit * unit, self.look.origin + (s.limit - 1) * unit
-        wide = s.how.width == 32
-        self.c_of_k, self.per_c = wide, 1.0 if wide else 2.0**-g
-        self.c_first = like.new_full((), 0.5 - (self.look.origin if wide else 0))
+        self.kept_limits = k_first - 2.0**31 * self.per_total, k_first + (2.0**31 - 1) * self.per_total
+        self.per_c = k_unit / unit  # of rows; a c of 32 bits is rounded from the rounded k
+        of_c = self.look.origin if s.how.width == 32 else k_first
+        self.c_first = like.new_full((), 0.5 - of_c * self.per_c)
         wanted = len(a) * s.train
         self.on = a.new_empty(wanted if w_hr is not None else 0, h.shape[1], dtype=torch.float32)
         self.factors = a.new_empty(wanted, 4, size, dtype=torch.float32)
         self.cell, self.keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
+
+    def bound(self, c: Tensor) -> float:
+        """How large an argument of tanh(k) can be."""
+        how = self.s.how
+        if not how.narrow:  # both products have 32 bits
+            return 2.0 ** (33 + how.argument - 2 * how.fraction)
+        most = widest(c) + 127 * len(self.rows.sizes) if at_hand(c) and c.numel() else self.s.limit
+        return 127 * (most + 128) / 8 + 1  # gates are at most 127 / 128, so that c grows by no more than 127 in a step
 
     def all(self, h: Tensor, c: Tensor) -> Tensor:
         """Every step, from the first states; the last cell states."""
@@ -84,29 +100,28 @@ class LSTM:
         """The steps of a chunk: the states behind them, and the cell states that they start from."""
         (h, c), even, begun = at, self.rows.even, list[Tensor]()
         narrow, top, add, look, look_k = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.look
+        clamps, k_first, per_total, to_h = self.clamps, self.k_first, self.per_total, self.to_h.product
         self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count], buffers.sums[: chunk.count])
         projected = [None] * len(chunk.sizes) if self.project is None else chunk.split(self.p)
         for views, h_new, p in zip(buffers.views.of(chunk), chunk.split(self.hs), projected, strict=True):
-            a, row, o, i, keep, new, product, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
+            a, row, o, i, keep, new, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
             if not even:
                 h, c = self.before(h, c, first, len(a), ended)
             begun.append(c)
             add(a, h)
             look(a, row, row1, gates1)
-            torch.mul(keep, c, out=product)
+            torch.addcmul(k_first, keep, c, value=per_total, out=k)
             if not narrow:
-                product.clamp_(-(2.0**31), 2.0**31 - 1)
-            product.addcmul_(i, new)
-            torch.add(self.k_first, product, alpha=self.per_total, out=k)
-            torch.add(self.c_first, k if self.c_of_k else product, alpha=self.per_c, out=c_new).floor_()
-            if narrow:  # elsewhere the sum of both products has no more bits than an argument
+                k.clamp_(*self.kept_limits)
+            k.addcmul_(i, new, value=per_total)
+            torch.add(self.c_first, k, alpha=self.per_c, out=c_new).floor_()
+            if clamps:
                 k.clamp_(*self.k_limits)
             look_k(k, k_row, k_row1, tanh1)
-            torch.mul(o, tanh, out=product)
             if p is None:
-                self.to_h(product, raw)
+                to_h(o, tanh, raw)
             else:
-                self.project(product, p, raw)
+                self.project(torch.mul(o, tanh), p, raw)
             h, c = torch.clamp(raw, -top, top - 1, out=h_new), c_new
         return h, c, begun
 
@@ -133,9 +148,10 @@ class LSTM:
         for k, value in enumerate((buffers.tanh[:n], gates[:, 3], c, gates[:, 1])):
             made[:, k].mul_(value.float())
         cell.mul_(gates[:, 0].float())
-        on = torch.empty(n, self.hs.shape[1], dtype=torch.float32) if self.project is None else self.on[at]
-        torch.eq(buffers.raw[:n], self.hs[at], out=on)
-        if self.project is None:
+        if self.project is not None:
+            torch.eq(buffers.raw[:n], self.hs[at], out=self.on[at])
+        elif not same(buffers.raw[:n], self.hs[at]):
+            on = torch.eq(buffers.raw[:n], self.hs[at], out=torch.empty_like(cell))
             made[:, 0].mul_(on)
             cell.mul_(on)
 

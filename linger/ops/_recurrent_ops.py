@@ -188,11 +188,11 @@ def layer(*inputs: Any) -> Sequence[Tensor]:
 
 
 @torch.library.custom_op("linger::recurrent_ideal", mutates_args=())
-def ideal(
+def ideal_rows(
     kind: str, x: Tensor, parameters: list[Tensor], h0: Tensor, c0: Tensor, sizes: Tensor, biased: bool, both: bool,
     relu: bool,
 ) -> Tensor:  # fmt: skip
-    """Outputs of a layer on real values, all rows: how far its hidden state reaches. ``h0``, ``c0`` (directions, N, H)."""
+    """``ideal`` as an operator."""
     if len(parameters) > (4 if biased else 2) * (2 if both else 1):  # a projection, which oneDNN lacks and warns of
         before = torch._C._get_mkldnn_enabled()
         torch._C._set_mkldnn_enabled(False)
@@ -217,9 +217,14 @@ def _ideal(
     return function(steps, hx, parameters, biased, 1, 0.0, False, both, False)[0].flatten(0, 1).clone()
 
 
-@ideal.register_fake
+@ideal_rows.register_fake
 def _(
     kind: str, x: Tensor, parameters: list[Tensor], h0: Tensor, c0: Tensor, sizes: Tensor, biased: bool, both: bool,
     relu: bool,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], h0.shape[2] * (2 if both else 1))
+
+
+def ideal(*inputs: Any) -> Tensor:
+    """Outputs of a layer on real values, all rows: how far its hidden state reaches. ``h0``, ``c0`` (directions, N, H)."""
+    return ideal_rows(*inputs) if torch.compiler.is_compiling() else ideal_rows._init_fn(*inputs)

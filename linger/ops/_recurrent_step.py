@@ -58,6 +58,11 @@ def chunk_rows(columns: int) -> int:
     return max(BLOCK * torch.get_num_threads() // 2 // columns, 1)
 
 
+def same(raw: Tensor, saturated: Tensor) -> bool:
+    """Whether nothing saturated, where that can be looked at."""
+    return at_hand(raw) and torch.equal(raw, saturated)
+
+
 class Rounded:
     """floor(v * factor + 1/2) in the type of ``like``; a factor that can be looked at is a number, with which it takes less time."""
 
@@ -73,6 +78,12 @@ class Rounded:
         if self.number:
             return torch.add(self.half, v, alpha=self.number, out=out).floor_()
         return torch.addcmul(self.half, v, self.factor, out=out).floor_()
+
+    def product(self, v: Tensor, w: Tensor, out: Tensor) -> Tensor:
+        """The same of v * w."""
+        if self.number:
+            return torch.addcmul(self.half, v, w, value=self.number, out=out).floor_()
+        return self(torch.mul(v, w, out=out), out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,34 +122,32 @@ class Sums:
         self, acc: Tensor, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None, ready: int, sigmoids: int
     ) -> None:
         """``w`` (gates, H) and ``b`` real values on their grids; sigmoid for the first ``sigmoids`` of ``ready`` columns."""
-        f, columns = s.tables, len(w)
+        f = s.tables
         self.dtype, self.limit, self.one = f.dtype, s.limit, 2.0**s.how.argument
         self.kind = torch.float64 if acc.dtype == torch.float64 else f.dtype
         self.rounded = Rounded(self.one, acc.new_empty(0, dtype=self.kind))
         fits = reach is not None and reach.state <= s.limit
         self.look = f.look(sigmoids, ready, reach.both if fits and not s.relu else s.limit)
-        self.unit, self.first = f.table.new_ones(columns), f.table.new_zeros(columns)
-        if not s.relu:
-            self.unit[:ready], self.first[:ready] = self.look.unit, self.look.first
-        self.of_input = self.unit.clone()
-        self.of_input[ready:] = 0
+        self.first, self.unit, self.of_input = self.look.rows_of(len(w), s.relu)
         self.choose(w, b, s, reach if fits else None)
 
     def choose(self, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None) -> None:
         """The first of the three ways that holds."""
-        f = s.tables
-        bias = self.unit.new_zeros(len(w)) if b is None else b.to(self.dtype) * self.one
+        f, per_state = s.tables, self.one / s.scale
         kind = torch.float64 if s.wide else torch.float32
-        weight = w.double() * (self.one / s.scale.double())
-        inside = reach is not None and reach.both <= (s.limit if s.relu else f.reach)
-        if reach is not None and inside and self.look.rows / f.unit * reach.fraction <= f.exact:
-            self.weight = (weight.to(self.dtype) * self.unit[:, None]).t().contiguous()
-            self.front, self.add = (bias + 0.5) * self.unit + self.first, self.cut
-        elif reach is not None and inside and reach.state * reach.fraction <= f.exact and f.unit == 1:
-            self.weight, self.bias = weight.to(self.dtype).t().contiguous(), bias + 0.5
+        rows = (2 * reach.both if s.relu else self.look.rows / f.unit) if reach is not None else 0.0
+        if reach is not None and reach.both <= (s.limit if s.relu else f.reach) and rows * reach.fraction <= f.exact:
+            weight, half = w.to(self.dtype) * per_state, self.unit * 0.5
+            self.weight = (weight if f.unit == 1 else weight.mul_(self.unit[:, None])).t().contiguous()
+            self.front, self.add = half.add_(self.first), self.cut
+            if b is not None:
+                self.front.addcmul_(b.to(self.dtype), self.unit, value=self.one)
+        elif reach is not None and reach.state * reach.fraction <= f.exact and f.unit == 1:
+            self.weight = (w.to(self.dtype) * per_state).t().contiguous()
+            self.bias = self.unit * 0.5 if b is None else (b.to(self.dtype) * self.one).add_(0.5)
             self.front, self.add = self.first, self.floored
         else:
-            self.weight = weight.to(kind).t().contiguous()
+            self.weight = (w.to(kind) * per_state).t().contiguous()
             self.bias = self.weight.new_zeros(len(w)) if b is None else b.to(kind) * self.one
             self.low, self.high = (self.first + v * self.unit for v in (-self.limit, self.limit - 1))
             self.front, self.add = self.first, self.saturated

@@ -81,6 +81,7 @@ class Look:
         self.rows, self.origin = len(self.table), len(self.table) - float(half)
         first = [float(half)] * sigmoids + [self.origin] * (columns - sigmoids)
         self.first = torch.tensor(first, dtype=f.dtype, device=f.device)
+        self.columns: dict[tuple[int, bool], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, u: Tensor, row: Tensor, flat: Tensor, out: Tensor) -> None:
         """Values at rows ``u`` (n, columns) into ``out`` (n * columns,), their integers into ``row`` (int32), which is ``flat`` in 1-d."""
@@ -88,6 +89,20 @@ class Look:
         torch.index_select(self.table, 0, flat, out=out)
         if not self.f.short:
             out.add_(torch.frac(u).view(-1)).floor_()
+
+    def rows_of(self, columns: int, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The row of argument 0, the rows per argument, and these or 0 for columns that are not looked up, of every column.
+
+        Columns behind those of the table, or all with ``plain``, are arguments in place of rows.
+        """
+        if (columns, plain) not in self.columns:
+            ready, like = len(self.first), self.table
+            first, unit, looked = like.new_zeros(columns), like.new_ones(columns), like.new_zeros(columns)
+            if not plain:
+                first[:ready], unit[:ready] = self.first, self.unit
+            looked[:ready] = unit[:ready]
+            self.columns[columns, plain] = first, unit, looked
+        return self.columns[columns, plain]
 
     def slopes(self, u: Tensor, row: Tensor, out: Tensor) -> None:
         """``out`` (n, columns; float32): derivatives of the real functions, times 2^-G, at what ``__call__`` took (n, columns)."""
