@@ -15,11 +15,11 @@ class Buffers:
     """What a chunk of steps writes into (rows, columns): see ``GRU.run``."""
 
     def __init__(self, rows: int, size: int, like: Tensor) -> None:
-        self.sums, self.input = (like.new_empty(rows, 3 * size) for _ in range(2))
+        self.sums = like.new_empty(rows, 3 * size)
         self.gates = like.new_empty(rows, 2 * size)
-        self.b, self.u, self.n, self.aligned, self.raw = (like.new_empty(rows, size) for _ in range(5))
+        self.input, self.b, self.u, self.n, self.aligned, self.raw = (like.new_empty(rows, size) for _ in range(6))
         self.row, self.n_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (2, 1))
-        sums = self.sums, self.sums[:, : 2 * size], self.sums[:, 2 * size :], self.input[:, 2 * size :]
+        sums = self.sums, self.sums[:, : 2 * size], self.sums[:, 2 * size :], self.input
         gates = self.gates[:, :size], self.gates[:, size:]
         rest = self.row, self.b, self.u, self.n_row, self.n, self.aligned, self.raw
         self.views = Views((*sums, *gates, *rest), (self.row, self.gates, self.n_row, self.n))
@@ -28,7 +28,9 @@ class Buffers:
 class GRU:
     """One direction: states (rows, H) of all steps, and what backward multiplies with."""
 
-    def __init__(self, a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> None:
+    def __init__(
+        self, a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting, factors: Tensor
+    ) -> None:
         size, g, f = h.shape[1], s.how.fraction, s.tables
         self.a, self.rows, self.s, self.size, like = a, rows, s, size, f.table
         self.hs = h.new_empty(len(a), size)
@@ -40,7 +42,7 @@ class GRU:
         self.unit, self.n_first = like.new_full((), unit), like.new_full((), self.look.origin + 0.5 * unit)
         self.n_limits = self.look.origin - s.limit * unit, self.look.origin + (s.limit - 1) * unit
         wanted = len(a) * s.train
-        self.factors = a.new_empty(wanted, 3, size, dtype=torch.float32)
+        self.factors = factors.view(wanted, 3, size)
         self.kept, self.to_n = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
 
     def all(self, h: Tensor) -> None:
@@ -54,10 +56,9 @@ class GRU:
 
     def fill(self, chunk: Chunk, buffers: Buffers) -> None:
         """What the steps start from: the argument of n becomes a row, with the half of its rounding."""
-        n, size = chunk.count, self.size
-        self.sums.fill(self.a[chunk.rows], buffers.input[:n], buffers.sums[:n])
-        of_n = buffers.input[:n, 2 * size :]
-        torch.addcmul(self.n_first, of_n, self.unit, out=of_n)
+        n = chunk.count
+        arguments = self.sums.fill(self.a[chunk.rows], buffers.sums[:n])
+        torch.addcmul(self.n_first, arguments, self.unit, out=buffers.input[:n])
 
     def run(self, chunk: Chunk, buffers: Buffers, h: Tensor, first: Tensor) -> Tensor:
         """The steps of a chunk; the state behind them."""
@@ -99,24 +100,25 @@ class GRU:
 
 
 def gru_forward(
-    a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting
+    a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting, factors: Tensor
 ) -> list[Tensor]:
     """All steps of one direction; arguments as in ``lstm_forward``, gates r, z, n.
 
     Returns:
-        h (rows, H); then, empty where no gradient is wanted, the factors of the gates (rows, 3, H), of the previous state and of
+        h (rows, H); then, empty where no gradient is wanted, the factors of the gates (rows, 3 H), of the previous state and of
         n (rows, H), all 0 where h saturates.
     """
-    made = GRU(a, w, b, h, rows, s)
+    made = GRU(a, w, b, h, rows, s, factors)
     made.all(h)
-    return [made.hs, made.factors, made.kept, made.to_n]
+    return [made.hs, factors, made.kept, made.to_n]
 
 
 def gru_backward(
     grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the state's arguments (rows, 3 H), of the input's of n, which are others (rows, H), and of h0."""
-    _, factors, kept, to_n = saved
+    _, whole_factors, kept, to_n = saved
+    factors = whole_factors.unflatten(1, (3, -1))
     made, whole = torch.empty_like(factors), torch.empty_like(to_n)
     dh = Product(grads[1], rows, w)
     parts = grads[0], factors, kept, to_n, made, made.flatten(1), whole

@@ -50,8 +50,9 @@ class LSTM:
     """One direction: states (rows, P or H) and (rows, H) of all steps, and what backward multiplies with."""
 
     def __init__(
-        self, a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
-    ) -> None:
+        self, a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting,
+        factors: Tensor,
+    ) -> None:  # fmt: skip
         size, g, f = c.shape[1], s.how.fraction, s.tables
         self.a, self.rows, self.s, self.size, like = a, rows, s, size, f.table
         self.hs, self.p = h.new_empty(len(a), h.shape[1]), h.new_empty(0 if w_hr is None else len(a), size)
@@ -71,7 +72,7 @@ class LSTM:
         self.c_first = like.new_full((), 0.5 - of_c * self.per_c)
         wanted = len(a) * s.train
         self.on = a.new_empty(wanted if w_hr is not None else 0, h.shape[1], dtype=torch.float32)
-        self.factors = a.new_empty(wanted, 4, size, dtype=torch.float32)
+        self.factors = factors.view(wanted, 4, size)
         self.cell, self.keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
 
     def bound(self, c: Tensor) -> float:
@@ -101,7 +102,7 @@ class LSTM:
         (h, c), even, begun = at, self.rows.even, list[Tensor]()
         narrow, top, add, look, look_k = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.look
         clamps, k_first, per_total, to_h = self.clamps, self.k_first, self.per_total, self.to_h.product
-        self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count], buffers.sums[: chunk.count])
+        self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count])
         projected = [None] * len(chunk.sizes) if self.project is None else chunk.split(self.p)
         for views, h_new, p in zip(buffers.views.of(chunk), chunk.split(self.hs), projected, strict=True):
             a, row, o, i, keep, new, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
@@ -157,7 +158,7 @@ class LSTM:
 
 
 def lstm_forward(
-    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
+    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting, factors: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """All steps of one direction.
 
@@ -170,14 +171,15 @@ def lstm_forward(
         c: first cell state (N, H), integers.
         rows: where the steps are.
         s: the arithmetic.
+        factors: to be written (rows, 4 H), 0 rows where no gradient is wanted; it may be ``a``.
 
     Returns:
         The last c (N, H); and h (rows, P or H), p (rows, H; empty without w_hr), then, empty where no gradient is wanted, where h did
-        not saturate (rows, P; empty without w_hr), and the factors of the gates (rows, 4, H), of tanh(k) and of the previous
+        not saturate (rows, P; empty without w_hr), and the factors of the gates (rows, 4 H), of tanh(k) and of the previous
         cell state (rows, H), which without w_hr are 0 where h saturates.
     """
-    made = LSTM(a, w, b, w_hr, h, c, rows, s)
-    return made.all(h, c), [made.hs, made.p, made.on, made.factors, made.cell, made.keep]
+    made = LSTM(a, w, b, w_hr, h, c, rows, s, factors)
+    return made.all(h, c), [made.hs, made.p, made.on, factors, made.cell, made.keep]
 
 
 def lstm_backward(
@@ -187,7 +189,8 @@ def lstm_backward(
 
     ``unit``: 2^-G, of p.
     """
-    _, p, on, factors, cell, keep = saved
+    _, p, on, whole, cell, keep = saved
+    factors = whole.unflatten(1, (4, -1))
     made, d_s, d_s3 = torch.empty_like(factors), None, grads[2]
     dh, dc = Product(grads[1], rows, w), Carried(grads[2].clone(), rows)
     d_out = torch.empty_like(on)

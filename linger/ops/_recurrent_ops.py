@@ -56,14 +56,24 @@ def recurrent(
     Returns:
         h of every row, the last h and the last c as float32, and what backward needs.
     """
+    return _forward(kind, acc, w, b, w_hr, h0, c0, scale, s_w, sizes, reverse, chip, bits, wide, relu, train)
+
+
+def _forward(
+    kind: str, acc: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h0: Tensor, c0: Tensor, scale: Tensor,
+    s_w: Tensor, sizes: Tensor, reverse: bool, chip: str, bits: int, wide: bool, relu: bool, train: bool, own: bool = False,
+) -> list[Tensor]:  # fmt: skip
+    """``own``: nothing else reads ``acc``, so that factors for backward may take its place."""
     s, rows = _setting(scale, s_w, chip, bits, wide, relu, train), _rows(sizes, reverse)
     h, c = _first(h0, c0, s)
+    factors = acc.detach() if own and acc.dtype == torch.float32 else torch.empty_like(acc, dtype=torch.float32)
+    factors = factors[: len(acc) * train]
     if kind == "lstm":
-        last, saved = lstm_forward(acc, w, b, w_hr, h, c, rows, s)
+        last, saved = lstm_forward(acc, w, b, w_hr, h, c, rows, s, factors)
         c_last = last.mul_(2.0**-s.how.fraction).float()
     else:
         forward = gru_forward if kind == "gru" else rnn_forward
-        saved, c_last = forward(acc, w, b, h, rows, s), acc.new_zeros(0)
+        saved, c_last = forward(acc, w, b, h, rows, s, factors), acc.new_zeros(0)
     hs = saved[0]
     return [(hs / scale.to(hs.dtype)).float(), (rows.last(hs) / scale.to(hs.dtype)).float(), c_last, *saved]
 
@@ -87,7 +97,7 @@ def _(
         projected = 0 if w_hr is None else n
         made.append(acc.new_empty(projected, size, dtype=dtype))
         made.append(acc.new_empty(min(projected, wanted), out, dtype=single))
-    made.append(acc.new_empty(wanted, 4 if kind == "lstm" else 3, size, dtype=single))
+    made.append(acc.new_empty(wanted, acc.shape[1], dtype=single))
     return made + [acc.new_empty(wanted, size, dtype=single) for _ in range(2)]
 
 
@@ -162,7 +172,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = recurrent._init_fn(*inputs)
+        output = _forward(*inputs, own=True)
         _keep(ctx, inputs, output)
         return tuple(output[:3])
 

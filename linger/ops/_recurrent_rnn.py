@@ -14,12 +14,14 @@ from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 class RNN:
     """One direction: states (rows, H) of all steps, and what backward multiplies with."""
 
-    def __init__(self, a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> None:
+    def __init__(
+        self, a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting, factors: Tensor
+    ) -> None:
         self.a, self.rows, self.s, self.size, like = a, rows, s, h.shape[1], s.tables.table
         self.hs = h.new_empty(len(a), self.size)
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), self.size, 0)
         self.to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), like)
-        self.factors = a.new_empty(len(a) * s.train, self.size, dtype=torch.float32)
+        self.factors = factors
         most = max(c.count for c in rows.chunks(chunk_rows(self.size)))
         self.u, self.value, self.raw = (like.new_empty(most, self.size) for _ in range(3))
         self.row = like.new_empty(most, self.size, dtype=torch.int32)
@@ -36,7 +38,7 @@ class RNN:
     def run(self, chunk: Chunk, h: Tensor, first: Tensor) -> Tensor:
         """The steps of a chunk; the state behind them."""
         even, top, relu, look, limit = self.rows.even, self.s.top, self.s.relu, self.sums.look, self.s.limit
-        self.sums.fill(self.a[chunk.rows], self.u[: chunk.count], self.u[: chunk.count])
+        self.sums.fill(self.a[chunk.rows], self.u[: chunk.count])
         for views, h_new in zip(self.views.of(chunk), chunk.split(self.hs), strict=True):
             u, row, value, raw, row1, value1 = views
             if not even:
@@ -60,13 +62,15 @@ class RNN:
         made.mul_(self.raw[:n] == self.hs[chunk.rows])
 
 
-def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> list[Tensor]:
+def rnn_forward(
+    a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting, factors: Tensor
+) -> list[Tensor]:
     """All steps of one direction; arguments as in ``lstm_forward``.
 
     Returns:
         h (rows, H), and the factor of the argument, empty where no gradient is wanted.
     """
-    made = RNN(a, w, b, h, rows, s)
+    made = RNN(a, w, b, h, rows, s, factors)
     made.all(h)
     return [made.hs, made.factors]
 

@@ -55,7 +55,7 @@ class Setting:
 
 def chunk_rows(columns: int) -> int:
     """How many rows of that many columns a chunk has, so that its buffers stay in the cache."""
-    return max(BLOCK * torch.get_num_threads() // 2 // columns, 1)
+    return max(BLOCK * torch.get_num_threads() // 3 // columns, 1)
 
 
 def same(raw: Tensor, saturated: Tensor) -> bool:
@@ -129,6 +129,7 @@ class Sums:
         fits = reach is not None and reach.state <= s.limit
         self.look = f.look(sigmoids, ready, reach.both if fits and not s.relu else s.limit)
         self.first, self.unit, self.of_input = self.look.rows_of(len(w), s.relu)
+        self.ready = ready
         self.choose(w, b, s, reach if fits else None)
 
     def choose(self, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None) -> None:
@@ -152,16 +153,16 @@ class Sums:
             self.low, self.high = (self.first + v * self.unit for v in (-self.limit, self.limit - 1))
             self.front, self.add = self.first, self.saturated
 
-    def fill(self, acc: Tensor, arguments: Tensor, out: Tensor) -> None:
-        """Equation (1) of the input's part (n, gates) into ``arguments``, and into ``out`` what a step starts from; they may be one.
+    def fill(self, acc: Tensor, out: Tensor) -> Tensor:
+        """Equation (1) of the input's part (n, gates), and into ``out`` what a step starts from; the arguments behind the ready ones.
 
         Rounded in float64 where the accumulators are float64: float32 does not hold them.
         """
-        same = self.kind == self.dtype
-        made = self.rounded(acc.to(self.kind), arguments if same else None).clamp_(-self.limit, self.limit - 1)
-        if not same:
-            arguments.copy_(made)
-        torch.addcmul(self.front, arguments, self.of_input, out=out)
+        same_type = self.kind == self.dtype
+        made = self.rounded(acc.to(self.kind), out if same_type else None).clamp_(-self.limit, self.limit - 1)
+        apart = made[:, self.ready :].to(self.dtype, copy=True)
+        torch.addcmul(self.front, made if same_type else made.to(self.dtype), self.of_input, out=out)
+        return apart
 
     def cut(self, a: Tensor, h: Tensor) -> None:
         a.addmm_(h, self.weight)
