@@ -47,7 +47,7 @@ class GRU:
 
     def all(self, h: Tensor) -> None:
         """Every step, from the first state."""
-        chunks = self.rows.chunks(chunk_rows(3 * self.size))
+        chunks = self.rows.chunks(chunk_rows(4 * self.size))
         buffers, first = Buffers(max(c.count for c in chunks), self.size, self.sums.look.table), h
         for chunk in chunks:
             h = self.run(chunk, buffers, h, first)

@@ -119,9 +119,8 @@ def recurrent_backward(
         d_b, d_h = rnn_backward((g_rows, g_h), saved, w, rows)
     hs = saved[0]
     h_first = _first(h0, c0, s)[0]
-    before = (rows.predecessors(hs, h_first) / scale.to(hs.dtype)).to(d_b.dtype)
     d_bias = d_b.sum(0) if biased else none
-    d_w = d_b.t() @ before
+    d_w = rows.weight_gradient(d_b, hs, h_first).div_(scale.to(d_b.dtype))
     if kind == "gru":
         d_b[:, -d_n.shape[1] :] = d_n  # the input's gradient, in the place of the state's
     return [d_b, d_w, d_bias, d_hr, d_h.clone(), d_c.clone() if kind == "lstm" else none.clone()]

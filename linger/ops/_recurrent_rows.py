@@ -106,13 +106,20 @@ class Rows:
 
     def predecessors(self, states: Tensor, first: Tensor) -> Tensor:
         """For every row the state before it, rows in the order of ``states``."""
-        if self.even:
-            n = len(first)
-            return torch.cat([states[n:], first]) if self.reverse else torch.cat([first, states[: len(states) - n]])
         parts = self.split(states)
         found = [first[: len(parts[0])]]
         found += [self.before(p, first, len(q)) for p, q in pairwise(parts)]
         return torch.cat(found[::-1] if self.reverse else found)
+
+    def weight_gradient(self, d: Tensor, states: Tensor, first: Tensor) -> Tensor:
+        """Sum over all rows of d (gates,) times the state before (H,): (gates, H)."""
+        if not self.even:
+            return d.t() @ self.predecessors(states, first).to(d.dtype)
+        n, count = len(first), len(states)
+        begun, later, before = slice(0, n), slice(n, count), slice(0, count - n)
+        if self.reverse:
+            begun, later, before = slice(count - n, count), slice(0, count - n), slice(n, count)
+        return torch.addmm(d[later].t() @ states[before].to(d.dtype), d[begun].t(), first.to(d.dtype))
 
     def last(self, states: Tensor) -> Tensor:
         """The state behind the last step of every sequence."""
