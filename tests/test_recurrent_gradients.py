@@ -202,7 +202,7 @@ def test_loop_against_numerical_gradients(sizes: str, reverse: bool) -> None:
     def loss(*given: Tensor) -> float:
         return float(sum((v * t).sum() for v, t in zip(weights, lstm_float(*given, rows)[:3], strict=True)))
 
-    d_a, d_h, d_c, _ = lstm_backward(weights, [hs, hs[:0], hs[:0], *saved], w, None, rows, 1.0)
+    d_a, d_h, d_c, _ = lstm_backward(weights, [hs, hs[:0], hs[:0], saved[0].flatten(1), *saved[1:]], w, None, rows, 1.0)
     d_w = rows.weight_gradient(d_a, hs, h)
     for k, found in enumerate((d_a, d_w, d_h, d_c)):
         numbers = numerical(loss, [a, w, h, c], k)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from linger.ops._recurrent_rows import Chunk, Product, Rows, Views
-from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows, same
+from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 
 
 class Buffers:
@@ -48,7 +48,7 @@ class GRU:
     def all(self, h: Tensor) -> None:
         """Every step, from the first state."""
         chunks = self.rows.chunks(chunk_rows(4 * self.size))
-        buffers, first = Buffers(max(c.count for c in chunks), self.size, self.sums.look.table), h
+        buffers, first = Buffers(max(c.total for c in chunks), self.size, self.sums.look.table), h
         for chunk in chunks:
             h = self.run(chunk, buffers, h, first)
             if self.s.train:
@@ -56,7 +56,7 @@ class GRU:
 
     def fill(self, chunk: Chunk, buffers: Buffers) -> None:
         """What the steps start from: the argument of n becomes a row, with the half of its rounding."""
-        n = chunk.count
+        n = chunk.total
         arguments = self.sums.fill(self.a[chunk.rows], buffers.sums[:n])
         torch.addcmul(self.n_first, arguments, self.unit, out=buffers.input[:n])
 
@@ -80,7 +80,7 @@ class GRU:
 
     def keep_factors(self, chunk: Chunk, buffers: Buffers) -> None:
         """What backward multiplies with, of all steps of a chunk; slopes bring 2^-G along. All are 0 where h saturates."""
-        n, at, size, how = chunk.count, chunk.rows, self.size, self.s.how
+        n, at, size, how = chunk.total, chunk.rows, self.size, self.s.how
         made, kept, to_n = self.factors[at], self.kept[at], self.to_n[at]
         gates = buffers.gates[:n].view(n, 2, size)
         r, z = gates[:, 0].float(), gates[:, 1].float()

@@ -15,7 +15,6 @@ from linger.eager import at_hand, widest
 from linger.ops._recurrent_rows import Carried, Chunk, Product, Rows, Views
 from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows, same
 
-
 MOST_UNCLAMPED = 2.0**17  # arguments of tanh that a table has beyond those of the chip, where that is enough for all
 
 
@@ -59,7 +58,7 @@ class LSTM:
         self.project = None if w_hr is None else Projection(w_hr, s, like)
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), 4 * size, 3 * size)
         bound, unit = self.bound(c), f.unit
-        self.clamps = s.how.narrow and bound > MOST_UNCLAMPED
+        self.clamps = s.how.narrow and not bound <= MOST_UNCLAMPED  # or NaN
         self.look = f.look(0, size, s.limit if self.clamps else bound)
         self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
         k_first, k_unit = self.look.origin + 0.5 * unit, 2.0 ** (g - s.how.argument)
@@ -86,7 +85,7 @@ class LSTM:
     def all(self, h: Tensor, c: Tensor) -> Tensor:
         """Every step, from the first states; the last cell states."""
         chunks = self.rows.chunks(chunk_rows(4 * self.size))
-        buffers = Buffers(max(c.count for c in chunks), self.size, h.shape[1], self.sums.look.table)
+        buffers = Buffers(max(c.total for c in chunks), self.size, h.shape[1], self.sums.look.table)
         first, ended = (h, c), list[Tensor]()
         for chunk in chunks:
             h, c, begun = self.run(chunk, buffers, (h, c), first, ended)
@@ -96,13 +95,18 @@ class LSTM:
         return torch.cat([c, *ended[::-1]])
 
     def run(
-        self, chunk: Chunk, buffers: Buffers, at: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor], ended: list[Tensor]
+        self,
+        chunk: Chunk,
+        buffers: Buffers,
+        at: tuple[Tensor, Tensor],
+        first: tuple[Tensor, Tensor],
+        ended: list[Tensor],
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The steps of a chunk: the states behind them, and the cell states that they start from."""
         (h, c), even, begun = at, self.rows.even, list[Tensor]()
         narrow, top, add, look, look_k = self.s.how.narrow, self.s.top, self.sums.add, self.sums.look, self.look
         clamps, k_first, per_total, to_h = self.clamps, self.k_first, self.per_total, self.to_h.product
-        self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.count])
+        self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.total])
         projected = [None] * len(chunk.sizes) if self.project is None else chunk.split(self.p)
         for views, h_new, p in zip(buffers.views.of(chunk), chunk.split(self.hs), projected, strict=True):
             a, row, o, i, keep, new, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
@@ -136,7 +140,7 @@ class LSTM:
 
     def keep_factors(self, chunk: Chunk, buffers: Buffers, c: Tensor) -> None:
         """What backward multiplies with, of all steps of a chunk; slopes bring 2^-G along. ``c``: before each step."""
-        n, at, unit = chunk.count, chunk.rows, 2.0**-self.s.how.fraction
+        n, at, unit = chunk.total, chunk.rows, 2.0**-self.s.how.fraction
         made, cell, keep, size = self.factors[at], self.cell[at], self.keep[at], self.size
         gates = buffers.gates[:n].view(n, 4, size)
         self.sums.look.slopes(buffers.sums[:n], buffers.row[:n], made.view(n, 4 * size))
@@ -158,7 +162,15 @@ class LSTM:
 
 
 def lstm_forward(
-    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting, factors: Tensor
+    a: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    w_hr: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    rows: Rows,
+    s: Setting,
+    factors: Tensor,
 ) -> tuple[Tensor, list[Tensor]]:
     """All steps of one direction.
 

@@ -22,7 +22,7 @@ class RNN:
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), self.size, 0)
         self.to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), like)
         self.factors = factors
-        most = max(c.count for c in rows.chunks(chunk_rows(self.size)))
+        most = max(c.total for c in rows.chunks(chunk_rows(self.size)))
         self.u, self.value, self.raw = (like.new_empty(most, self.size) for _ in range(3))
         self.row = like.new_empty(most, self.size, dtype=torch.int32)
         self.views = Views((self.u, self.row, self.value, self.raw), (self.row, self.value))
@@ -38,7 +38,7 @@ class RNN:
     def run(self, chunk: Chunk, h: Tensor, first: Tensor) -> Tensor:
         """The steps of a chunk; the state behind them."""
         even, top, relu, look, limit = self.rows.even, self.s.top, self.s.relu, self.sums.look, self.s.limit
-        self.sums.fill(self.a[chunk.rows], self.u[: chunk.count])
+        self.sums.fill(self.a[chunk.rows], self.u[: chunk.total])
         for views, h_new in zip(self.views.of(chunk), chunk.split(self.hs), strict=True):
             u, row, value, raw, row1, value1 = views
             if not even:
@@ -53,7 +53,7 @@ class RNN:
 
     def keep_factors(self, chunk: Chunk) -> None:
         """What backward multiplies with, of all steps of a chunk."""
-        n, made = chunk.count, self.factors[chunk.rows]
+        n, made = chunk.total, self.factors[chunk.rows]
         if self.s.relu:
             made.copy_((self.u[:n] > 0) & (self.u[:n] < self.s.limit - 1))
         else:

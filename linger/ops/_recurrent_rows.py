@@ -29,9 +29,9 @@ class Chunk(NamedTuple):
     reverse: bool
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many rows."""
-        return self.rows.stop - self.rows.start  # type: ignore[no-any-return]
+        return self.rows.stop - self.rows.start
 
     def split(self, whole: Tensor) -> list[Tensor]:
         """One view per step of a tensor of all rows, in the order of the direction."""
@@ -56,9 +56,9 @@ class Views:
         """The first rows of the buffers; the first chunk of alike steps is the longest."""
         steps = len(chunk.sizes)
         if not (chunk.even and self.made):
-            lists = [split(x[: chunk.count], chunk.sizes, chunk.even, chunk.reverse) for x in self.buffers]
+            lists = [split(x[: chunk.total], chunk.sizes, chunk.even, chunk.reverse) for x in self.buffers]
             for x in self.flat:
-                columns, all_of_it = x.shape[1], x[: chunk.count].view(-1)
+                columns, all_of_it = x.shape[1], x[: chunk.total].view(-1)
                 lists.append(split(all_of_it, [n * columns for n in chunk.sizes], chunk.even, chunk.reverse))
             self.made = list(zip(*lists, strict=True))
         return self.made[len(self.made) - steps :] if chunk.reverse else self.made[:steps]

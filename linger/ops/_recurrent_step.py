@@ -104,7 +104,7 @@ class Reach:
         rows, one = w.abs().sum(1).mul_(s.top / s.scale), 2.0**s.how.argument
         state = float((rows if b is None else rows.add_(b.abs())).amax()) * one * SLACK + 2
         finest = float(s.scale) * float(s.weight_scale) / one
-        return cls(both=min(widest(acc) * one, s.limit) + state, state=state, fraction=max(finest, 2.0))
+        return cls(both=min(widest(acc) * one + 1, s.limit) + state, state=state, fraction=max(finest, 2.0))
 
 
 class Sums:
@@ -126,11 +126,12 @@ class Sums:
         self.dtype, self.limit, self.one = f.dtype, s.limit, 2.0**s.how.argument
         self.kind = torch.float64 if acc.dtype == torch.float64 else f.dtype
         self.rounded = Rounded(self.one, acc.new_empty(0, dtype=self.kind))
-        fits = reach is not None and reach.state <= s.limit
-        self.look = f.look(sigmoids, ready, reach.both if fits and not s.relu else s.limit)
+        if reach is not None and not (reach.state <= s.limit and reach.both <= 2 * s.limit):  # or NaN
+            reach = None
+        self.look = f.look(sigmoids, ready, s.limit if reach is None or s.relu else reach.both)
         self.first, self.unit, self.of_input = self.look.rows_of(len(w), s.relu)
         self.ready = ready
-        self.choose(w, b, s, reach if fits else None)
+        self.choose(w, b, s, reach)
 
     def choose(self, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None) -> None:
         """The first of the three ways that holds."""
