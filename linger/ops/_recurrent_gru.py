@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from linger.eager import at_hand
 from linger.ops._recurrent_rows import Chunk, Product, Rows, Views
 from linger.ops._recurrent_step import Reach, Rounded, Setting, Sums, chunk_rows
 
@@ -20,7 +21,7 @@ class Buffers:
         self.input, self.b, self.u, self.n, self.aligned, self.raw = (like.new_empty(rows, size) for _ in range(6))
         self.row, self.n_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (2, 1))
         sums = self.sums, self.sums[:, : 2 * size], self.sums[:, 2 * size :], self.input
-        gates = self.gates[:, :size], self.gates[:, size:]
+        gates = self.gates, self.gates[:, :size], self.gates[:, size:]
         rest = self.row, self.b, self.u, self.n_row, self.n, self.aligned, self.raw
         self.views = Views((*sums, *gates, *rest), (self.row, self.gates, self.n_row, self.n))
 
@@ -34,7 +35,10 @@ class GRU:
         size, g, f = h.shape[1], s.how.fraction, s.tables
         self.a, self.rows, self.s, self.size, like = a, rows, s, size, f.table
         self.hs = h.new_empty(len(a), size)
-        self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), 2 * size, 2 * size)
+        reach = Reach.of(a, w, b, s)
+        self.sums = Sums(a, w, b, s, reach, 2 * size, 2 * size)
+        self.n_saturates = reach is None or not reach.both <= s.limit
+        self.kept_fits = at_hand(s.scale) and s.top <= float(s.scale)  # a state within 1 saturates with no z
         self.look, unit = f.look(0, size, s.limit), f.unit
         self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
         self.to_g = Rounded(2.0**g / s.scale.double(), like)
@@ -62,21 +66,32 @@ class GRU:
 
     def run(self, chunk: Chunk, buffers: Buffers, h: Tensor, first: Tensor) -> Tensor:
         """The steps of a chunk; the state behind them."""
-        even, top, per_b, limits, product = self.rows.even, self.s.top, self.per_b, self.n_limits, self.product
+        even, top, per_b, look, look_n = self.rows.even, self.s.top, self.per_b, self.sums.look, self.look
         self.fill(chunk, buffers)
         for views, h_new in zip(buffers.views.of(chunk), chunk.split(self.hs), strict=True):
-            a, a_rz, b_n, a_n, r, z, row, b, u, n_row, n, aligned, raw, row1, gates1, n_row1, n1 = views
+            a, a_rz, b_n, a_n, gates, r, z, row, b, u, n_row, n, aligned, raw, row1, gates1, n_row1, n1 = views
             if not even:
                 h = self.rows.before(h, first, len(a))
             self.sums.add(a, h)
-            self.sums.look(a_rz, row, row1, gates1)
+            look(a_rz, row, gates, row1, gates1)
             torch.floor(b_n, out=b)
-            torch.add(a_n, torch.mul(r, b, out=u), alpha=per_b, out=u).clamp_(*limits)
-            self.look(u, n_row, n_row1, n1)
-            kept = torch.mul(z, self.to_g(h, aligned)).clamp_(-product, product - 1)
-            kept.addcmul_(torch.sub(self.one, z), n)
-            h = torch.clamp(self.to_h(kept, raw), -top, top - 1, out=h_new)
+            torch.add(a_n, torch.mul(r, b, out=u), alpha=per_b, out=u)
+            if self.n_saturates:
+                u.clamp_(*self.n_limits)
+            look_n(u, n_row, n, n_row1, n1)
+            self.mix(z, aligned.copy_(h) if self.to_g.number == 1 else self.to_g(h, aligned), n, raw)
+            h = torch.clamp(raw, -top, top - 1, out=h_new)
         return h
+
+    def mix(self, z: Tensor, h: Tensor, n: Tensor, raw: Tensor) -> None:
+        """Equation (7) before its last saturation."""
+        if self.kept_fits:
+            half, per_h = self.to_h.half, self.to_h.number
+            torch.addcmul(half, z, h, value=per_h, out=raw)
+            raw.addcmul_(torch.sub(self.one, z), n, value=per_h).floor_()
+        else:
+            kept = torch.mul(z, h).clamp_(-self.product, self.product - 1)
+            self.to_h(kept.addcmul_(torch.sub(self.one, z), n), raw)
 
     def keep_factors(self, chunk: Chunk, buffers: Buffers) -> None:
         """What backward multiplies with, of all steps of a chunk; slopes bring 2^-G along. All are 0 where h saturates."""
@@ -84,15 +99,18 @@ class GRU:
         made, kept, to_n = self.factors[at], self.kept[at], self.to_n[at]
         gates = buffers.gates[:n].view(n, 2, size)
         r, z = gates[:, 0].float(), gates[:, 1].float()
-        slopes, on = torch.empty(n, 2 * size, device=made.device), torch.empty_like(kept)
+        slopes, on = made.new_empty(n, 2 * size), torch.empty_like(kept)
         self.sums.look.slopes(buffers.sums[:n, : 2 * size], buffers.row[:n], slopes)
         self.look.slopes(buffers.u[:n], buffers.n_row[:n], to_n)
         torch.eq(buffers.raw[:n], self.hs[at], out=on)
         to_n.mul_(torch.sub(2.0**how.fraction, z)).mul_(on)
-        aligned, product = buffers.aligned[:n], torch.mul(gates[:, 1], buffers.aligned[:n])
-        inside = product.abs_() <= self.product
-        torch.mul(z, 2.0**-how.fraction, out=kept).mul_(inside).mul_(on)
-        difference = torch.mul(aligned.float(), inside).sub_(buffers.n[:n].float()).mul_(on)
+        difference = buffers.aligned[:n].float()
+        torch.mul(z, 2.0**-how.fraction, out=kept).mul_(on)
+        if not self.kept_fits:
+            inside = torch.mul(gates[:, 1], buffers.aligned[:n]).abs_() <= self.product
+            kept.mul_(inside)
+            difference = torch.mul(difference, inside)
+        difference = torch.sub(difference, buffers.n[:n].float()).mul_(on)
         torch.mul(slopes[:, size:], difference, out=made[:, 1])
         torch.mul(slopes[:, :size], buffers.b[:n].float(), out=made[:, 0])
         made[:, 0].mul_(2.0 ** (how.fraction - how.argument)).mul_(to_n)

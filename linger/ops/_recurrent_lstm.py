@@ -42,7 +42,9 @@ class Buffers:
         self.row, self.k_row = (like.new_empty(rows, n * size, dtype=torch.int32) for n in (4, 1))
         parts = self.gates.view(rows, 4, size).unbind(1)
         rest = self.k, self.k_row, self.tanh, self.raw, self.c
-        self.views = Views((self.sums, self.row, *parts, *rest), (self.row, self.gates, self.k_row, self.tanh))
+        self.views = Views(
+            (self.sums, self.row, self.gates, *parts, *rest), (self.row, self.gates, self.k_row, self.tanh)
+        )
 
 
 class LSTM:
@@ -109,12 +111,12 @@ class LSTM:
         self.sums.fill(self.a[chunk.rows], buffers.sums[: chunk.total])
         projected = [None] * len(chunk.sizes) if self.project is None else chunk.split(self.p)
         for views, h_new, p in zip(buffers.views.of(chunk), chunk.split(self.hs), projected, strict=True):
-            a, row, o, i, keep, new, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
+            a, row, gates, o, i, keep, new, k, k_row, tanh, raw, c_new, row1, gates1, k_row1, tanh1 = views
             if not even:
                 h, c = self.before(h, c, first, len(a), ended)
             begun.append(c)
             add(a, h)
-            look(a, row, row1, gates1)
+            look(a, row, gates, row1, gates1)
             torch.addcmul(k_first, keep, c, value=per_total, out=k)
             if not narrow:
                 k.clamp_(*self.kept_limits)
@@ -122,7 +124,7 @@ class LSTM:
             torch.add(self.c_first, k, alpha=self.per_c, out=c_new).floor_()
             if clamps:
                 k.clamp_(*self.k_limits)
-            look_k(k, k_row, k_row1, tanh1)
+            look_k(k, k_row, tanh, k_row1, tanh1)
             if p is None:
                 to_h(o, tanh, raw)
             else:

@@ -47,7 +47,7 @@ class RNN:
             if relu:
                 torch.clamp(u.floor_(), 0, limit - 1, out=value)
             else:
-                look(u, row, row1, value1)
+                look(u, row, value, row1, value1)
             h = torch.clamp(self.to_h(value, raw), -top, top - 1, out=h_new)
         return h
 

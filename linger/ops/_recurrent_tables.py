@@ -83,12 +83,12 @@ class Look:
         self.first = torch.tensor(first, dtype=f.dtype, device=f.device)
         self.columns: dict[tuple[int, bool], tuple[Tensor, Tensor, Tensor]] = {}
 
-    def __call__(self, u: Tensor, row: Tensor, flat: Tensor, out: Tensor) -> None:
-        """Values at rows ``u`` (n, columns) into ``out`` (n * columns,), their integers into ``row`` (int32), which is ``flat`` in 1-d."""
+    def __call__(self, u: Tensor, row: Tensor, out: Tensor, flat: Tensor, flat_out: Tensor) -> None:
+        """Values at rows ``u`` into ``out`` (n, columns), their integers into ``row`` (int32); ``flat``: ``row`` in 1-d, ``flat_out`` too."""
         row.copy_(u)
-        torch.index_select(self.table, 0, flat, out=out)
+        torch.index_select(self.table, 0, flat, out=flat_out)
         if not self.f.short:
-            out.add_(torch.frac(u).view(-1)).floor_()
+            out.add_(torch.frac(u)).floor_()
 
     def rows_of(self, columns: int, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The row of argument 0, the rows per argument, and these or 0 for columns that are not looked up, of every column.
