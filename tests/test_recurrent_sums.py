@@ -1,4 +1,4 @@
-"""The sums of a recurrent layer: each of the three ways gives the integers of ``_cells``, and each is taken where it may be."""
+"""The sums of a recurrent layer: each of the ways gives the integers of ``_cells``, and each is taken where it may be."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from linger.ops._recurrent_rows import Rows
 from linger.ops._recurrent_step import Reach, Setting, Sums
 
 N, GATES, READY = 50, 12, 9
+SINGLE = "cut_of_single"
 # q_h for 8 bits, q_hw, max|w| and max|input's part| as real values; what is taken on venus with 8 bits, with 16, on arcs
 CASES: dict[str, tuple[int, int, float, float, tuple[str, str, str]]] = {
-    "small": (7, 9, 0.2, 3, ("cut", "cut", "cut")),
-    "the finest fraction": (8, 11, 0.06, 5, ("cut", "cut", "cut")),
-    "one bit more": (8, 12, 0.03, 5, ("floored", "cut", "cut")),
+    "small": (7, 9, 0.2, 3, ("cut", "cut", SINGLE)),
+    "the finest fraction": (8, 11, 0.06, 5, ("cut", "cut", SINGLE)),
+    "one bit more": (8, 12, 0.03, 5, ("floored", "cut", SINGLE)),
     "an input beyond": (7, 7, 0.4, 40, ("cut", "cut", "saturated")),
     "a state beyond": (7, 6, 1.9, 3, ("saturated", "saturated", "saturated")),
-    "a fraction alone": (14, 14, 0.007, 3, ("floored", "cut", "cut")),
+    "a fraction alone": (14, 14, 0.007, 3, ("floored", "cut", SINGLE)),
 }
 FORMS = {"venus": ("venus", 8), "venus 16": ("venus", 16), "arcs": ("arcs", 8)}
 

@@ -22,7 +22,7 @@ class RNN:
         self.sums = Sums(a, w, b, s, Reach.of(a, w, b, s), self.size, 0)
         self.to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), like)
         self.factors = factors
-        most = max(c.total for c in rows.chunks(chunk_rows(self.size)))
+        most = max(c.total for c in rows.chunks(chunk_rows(2 * self.size)))
         self.u, self.value, self.raw = (like.new_empty(most, self.size) for _ in range(3))
         self.row = like.new_empty(most, self.size, dtype=torch.int32)
         self.views = Views((self.u, self.row, self.value, self.raw), (self.row, self.value))
@@ -30,7 +30,7 @@ class RNN:
     def all(self, h: Tensor) -> None:
         """Every step, from the first state."""
         first = h
-        for chunk in self.rows.chunks(chunk_rows(self.size)):
+        for chunk in self.rows.chunks(chunk_rows(2 * self.size)):
             h = self.run(chunk, h, first)
             if self.s.train:
                 self.keep_factors(chunk)

@@ -113,7 +113,7 @@ class Sums:
     Columns behind the first ``ready`` are the state's part alone, in arguments. ``add`` takes one step (n, gates) and the state:
 
     1. ``cut`` where no sum saturates and its type holds the row of argument 0 with every fraction: one product, and the fraction
-       is for the conversion to integers to cut;
+       is for the conversion to integers to cut; ``cut_of_single`` where float32, which takes half the time, holds the product;
     2. ``floored`` where the state's part alone fits with its fraction;
     3. ``saturated`` elsewhere, and where no value can be looked at.
     """
@@ -139,9 +139,10 @@ class Sums:
         kind = torch.float64 if s.wide else torch.float32
         rows = (2 * reach.both if s.relu else self.look.rows / f.unit) if reach is not None else 0.0
         if reach is not None and reach.both <= (s.limit if s.relu else f.reach) and rows * reach.fraction <= f.exact:
-            weight, half = w.to(self.dtype) * per_state, self.unit * 0.5
+            weight, half = w.to(self.dtype if s.wide else torch.float32) * per_state, self.unit * 0.5
             self.weight = (weight if f.unit == 1 else weight.mul_(self.unit[:, None])).t().contiguous()
-            self.front, self.add = half.add_(self.first), self.cut
+            self.front = half.add_(self.first)
+            self.add = self.cut if weight.dtype == self.dtype else self.cut_of_single
             if b is not None:
                 self.front.addcmul_(b.to(self.dtype), self.unit, value=self.one)
         elif reach is not None and reach.state * reach.fraction <= f.exact and f.unit == 1:
@@ -167,6 +168,9 @@ class Sums:
 
     def cut(self, a: Tensor, h: Tensor) -> None:
         a.addmm_(h, self.weight)
+
+    def cut_of_single(self, a: Tensor, h: Tensor) -> None:
+        a.add_(torch.mm(h.float(), self.weight))
 
     def floored(self, a: Tensor, h: Tensor) -> None:
         a.add_(torch.addmm(self.bias, h, self.weight).floor_())
