@@ -56,7 +56,7 @@ def test_each_way_gives_the_integers(name: str, form: str, seen: bool, monkeypat
     acc = (torch.rand(N, GATES) * 2 - 1) * reached
     h = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (N, 16)).to(dtype)
     sums = Sums(acc, w, b, s, Reach.of(acc, w, b, s), READY, 6)
-    assert sums.add.__name__ == (ways[list(FORMS).index(form)] if seen else "saturated")
+    assert sums.way.__name__ == (ways[list(FORMS).index(form)] if seen else "saturated")
     out = torch.empty(N, GATES, dtype=dtype)
     apart = sums.fill(acc, out)
     sums.add(out, h)

@@ -11,6 +11,7 @@ are made once. All products over the whole sequence are outside of the loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,6 +136,7 @@ class Sums:
 
     def choose(self, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None) -> None:
         """The first of the three ways that holds."""
+        self.way: Callable[[Sums, Tensor, Tensor], None]  # no bound method, a cycle that would keep the weights
         f, per_state = s.tables, self.one / s.scale
         kind = torch.float64 if s.wide else torch.float32
         rows = (2 * reach.both if s.relu else self.look.rows / f.unit) if reach is not None else 0.0
@@ -142,18 +144,18 @@ class Sums:
             weight, half = w.to(self.dtype if s.wide else torch.float32) * per_state, self.unit * 0.5
             self.weight = (weight if f.unit == 1 else weight.mul_(self.unit[:, None])).t().contiguous()
             self.front = half.add_(self.first)
-            self.add = self.cut if weight.dtype == self.dtype else self.cut_of_single
+            self.way = Sums.cut if weight.dtype == self.dtype else Sums.cut_of_single
             if b is not None:
                 self.front.addcmul_(b.to(self.dtype), self.unit, value=self.one)
         elif reach is not None and reach.state * reach.fraction <= f.exact and f.unit == 1:
             self.weight = (w.to(self.dtype) * per_state).t().contiguous()
             self.bias = self.unit * 0.5 if b is None else (b.to(self.dtype) * self.one).add_(0.5)
-            self.front, self.add = self.first, self.floored
+            self.front, self.way = self.first, Sums.floored
         else:
             self.weight = (w.to(kind) * per_state).t().contiguous()
             self.bias = self.weight.new_zeros(len(w)) if b is None else b.to(kind) * self.one
             self.low, self.high = (self.first + v * self.unit for v in (-self.limit, self.limit - 1))
-            self.front, self.add = self.first, self.saturated
+            self.front, self.way = self.first, Sums.saturated
 
     def fill(self, acc: Tensor, out: Tensor) -> Tensor:
         """Equation (1) of the input's part (n, gates), and into ``out`` what a step starts from; the arguments behind the ready ones.
@@ -165,6 +167,10 @@ class Sums:
         apart = made[:, self.ready :].to(self.dtype, copy=True)
         torch.addcmul(self.front, made if same_type else made.to(self.dtype), self.of_input, out=out)
         return apart
+
+    def add(self, a: Tensor, h: Tensor) -> None:
+        """The state's part of one step, to what ``fill`` left."""
+        self.way(self, a, h)
 
     def cut(self, a: Tensor, h: Tensor) -> None:
         a.addmm_(h, self.weight)
