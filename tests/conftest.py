@@ -1,12 +1,15 @@
-"""What every test shares: as many threads as there are cores for it, one seed."""
+"""What every test shares: as many threads as there are cores for it, one seed, no chip that another module read from a file."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from linger import targets
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # workers share the cores
 
@@ -17,3 +20,12 @@ settings.load_profile("linger")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _chips() -> Iterator[None]:
+    """A chip read from a file is known by its name for the rest of the process; another module may mean another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "_KNOWN", dict(targets._KNOWN))
+        patch.setattr(targets, "_FILES", dict(targets._FILES))
+        yield
