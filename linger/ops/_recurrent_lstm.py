@@ -48,7 +48,11 @@ class Buffers:
 
 
 class LSTM:
-    """One direction: states (rows, P or H) and (rows, H) of all steps, and what backward multiplies with."""
+    """One direction: states (rows, P or H) and (rows, H) of all steps, and what backward multiplies with.
+
+    k is made as a row of tanh's table with its fraction, k_first + per_total (c f + i g), where k_first is the row of argument 0 and
+    the half of the rounding; c' is floor(c_first + per_c k) of the same number.
+    """
 
     def __init__(
         self, a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting,
@@ -164,16 +168,9 @@ class LSTM:
 
 
 def lstm_forward(
-    a: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    w_hr: Tensor | None,
-    h: Tensor,
-    c: Tensor,
-    rows: Rows,
-    s: Setting,
+    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting,
     factors: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """All steps of one direction.
 
     Args:
