@@ -262,9 +262,12 @@ def test_functions_of_the_cells(chip: str, bits: int, which: int) -> None:
         -top, top - 1
     )
     arguments = torch.tensor(z[:, None], dtype=torch.float32 if how.narrow else torch.float64)
-    found = torch.empty_like(arguments)
-    functions(how, torch.device("cpu")).gates(arguments, 1 - which, found)
-    assert np.array_equal(found[:, 0].numpy(), applied(z, table, how.fraction))
+    for reach in (top, 2 * top):
+        look = functions(how, torch.device("cpu")).look(1 - which, 1, reach)
+        for fraction in (0, 0.75):  # of a sum that nobody rounded
+            found, row = torch.empty_like(arguments), torch.empty_like(arguments, dtype=torch.int32)
+            look(look.first + (arguments + fraction) * look.unit, row, found, row.view(-1), found.view(-1))
+            assert np.array_equal(found[:, 0].numpy(), applied(z, table, how.fraction))
 
 
 @pytest.mark.parametrize("chip", ["arcs", "venusa"])

@@ -5,6 +5,7 @@ One loose bound on a ratio of times guards against what no count sees.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -116,6 +117,33 @@ def test_full_size_tensors_per_layer(add: bool, train: bool, monkeypatch: pytest
     monkeypatch.setattr(eager, "BLOCK", 2**10)
     _, made = per_layer(lambda depth: Plain(depth, add), train, convert=True)
     assert made <= MADE[add, train]
+
+
+# --- one more step of a recurrent layer
+
+STEP_KERNELS = {  # of forward and backward together, and of a forward without a gradient
+    ("LSTM", "venus"): (17, 12), ("GRU", "venus"): (19, 14), ("RNN", "venus"): (8, 6),
+    ("LSTM", "arcs"): (26, 21), ("GRU", "arcs"): (28, 23), ("RNN", "arcs"): (13, 11),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "chip"), STEP_KERNELS)
+def test_kernels_per_time_step(kind: str, chip: str) -> None:
+    """What does not need the state before it, and what backward multiplies with, is made for many steps at once."""
+    torch.manual_seed(0)
+    net = linger.init(nn.Sequential(getattr(nn, kind)(5, 8)), target=chip)
+    net(torch.randn(20, 4, 5))
+    net.eval()
+    ran = {}
+    for _, count, wanted in itertools.product(range(2), (10, 20), (True, False)):  # the first time, tables are made
+        net.zero_grad()
+        with Kernels(0) as seen, torch.set_grad_enabled(wanted):
+            out = net(torch.ones(count, 4, 5))[0]
+            if wanted:
+                out.sum().backward()
+        ran[count, wanted] = seen.ran.total()
+    found = tuple((ran[20, wanted] - ran[10, wanted]) / 10 for wanted in (True, False))
+    assert found == STEP_KERNELS[kind, chip]
 
 
 # --- memory

@@ -29,6 +29,7 @@ from linger.ops._symbolic import tracing
 from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids
 
 HIDDEN_BITS = (8, 16)
+Placed = tuple[Tensor, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +171,17 @@ class RecurrentInt(IntModule):
 
     # --- parameters
 
-    def unit(self, layer: int, direction: int, s_x: Tensor, s_h: Tensor) -> Unit:
-        """The parameters of a direction on their grids, for an input of scale ``s_x`` and a hidden state of ``s_h``."""
+    def of_input(self, layer: int, direction: int, s_x: Tensor) -> Placed:
+        """Weight and bias of an input of scale ``s_x`` on their grids, and the weight's scale."""
+        return self._pair("ih", self.suffix(layer, direction), s_x, self.input_bits(layer))
+
+    def unit(self, layer: int, direction: int, s_x: Tensor, s_h: Tensor, of_input: Placed | None = None) -> Unit:
+        """The parameters of a direction on their grids, for an input of scale ``s_x`` and a hidden state of ``s_h``.
+
+        ``of_input``: what that of the same name gave for this input.
+        """
         suffix = self.suffix(layer, direction)
-        w_ih, b_ih, s_ih = self._pair("ih", suffix, s_x, self.input_bits(layer))
+        w_ih, b_ih, s_ih = of_input or self.of_input(layer, direction, s_x)
         w_hh, b_hh, s_hh = self._pair("hh", suffix, s_h, self.hidden_bits)
         w_hr = s_hr = None
         if self.proj_size:
@@ -182,7 +190,7 @@ class RecurrentInt(IntModule):
             w_hr = fake_quant(given, s_hr, self.parameter_bits)
         return Unit(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, w_hr=w_hr, s_ih=s_ih, s_hh=s_hh, s_hr=s_hr)
 
-    def _pair(self, name: str, suffix: str, scale: Tensor, bits: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _pair(self, name: str, suffix: str, scale: Tensor, bits: int) -> Placed:
         weight = bound_parameter(getattr(self, f"weight_{name}{suffix}").float(), self.normalize_weight)
         bias = None
         if self.bias:
@@ -209,8 +217,9 @@ class RecurrentInt(IntModule):
         for layer in range(self.num_layers):
             at = slice(layer * self.directions, (layer + 1) * self.directions)
             first = self.first_states(batch, None if h0 is None else h0[at], None if c0 is None else c0[at])
-            s_h = self.learned_scale(layer, batch, first, h0 is not None)
-            out, h, c = self.run_layer(layer, batch, first, s_h)
+            of_input = [self.of_input(layer, d, batch.scale) for d in range(self.directions)]
+            s_h = self.learned_scale(layer, batch, first, h0 is not None, of_input)
+            out, h, c = self.run_layer(layer, batch, first, s_h, of_input)
             hs += h
             cs += c
             batch = replace(batch, x=out, scale=s_h, bits=self.hidden_bits)
@@ -224,7 +233,9 @@ class RecurrentInt(IntModule):
         c = batch.x.new_zeros(self.directions, batch.count, self.hidden_size) if c0 is None else c0.float()
         return h, c
 
-    def learned_scale(self, layer: int, batch: Batch, first: tuple[Tensor, Tensor], given: bool) -> Tensor:
+    def learned_scale(
+        self, layer: int, batch: Batch, first: tuple[Tensor, Tensor], given_states: bool, of_input: list[Placed]
+    ) -> Tensor:
         """The grid of a layer's hidden state. In training it follows what the layer gives on real values."""
         name = self.hidden(layer)
         if not self.training:
@@ -232,17 +243,17 @@ class RecurrentInt(IntModule):
             return self.scale(name, self.hidden_bits)
         with torch.no_grad():
             one = torch.ones_like(batch.scale)
-            units = [self.unit(layer, d, batch.scale, one) for d in range(self.directions)]
+            units = [self.unit(layer, d, batch.scale, one, given) for d, given in enumerate(of_input)]
             parameters = [p for u in units for p in (u.w_ih, u.w_hh, u.b_ih, u.b_hh, u.w_hr) if p is not None]
             out = ideal(self.kind, batch.x, parameters, *first, batch.sizes, self.bias, self.bidirectional, self.relu)
             peak = observe.peak(out, bound=self.normalize_data)
-            if given:
+            if given_states:
                 peak = torch.maximum(peak, observe.peak(first[0]))
             self.follow(name, peak)
         return self.scale(name, self.hidden_bits)
 
     def run_layer(
-        self, layer: int, batch: Batch, first: tuple[Tensor, Tensor], s_h: Tensor
+        self, layer: int, batch: Batch, first: tuple[Tensor, Tensor], s_h: Tensor, of_input: list[Placed]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Output rows, and the last states of every direction."""
         h0 = fake_quant(first[0], s_h, self.hidden_bits)
@@ -251,14 +262,14 @@ class RecurrentInt(IntModule):
             s_c = torch.full_like(s_h, 2.0**self.how.fraction)
             c0 = fake_quant(c0, s_c, 16 if self.how.narrow else WIDEST)
         made = []
-        for d in range(self.directions):
-            u = self.unit(layer, d, batch.scale, s_h)
+        for d, given in enumerate(of_input):
+            u = self.unit(layer, d, batch.scale, s_h, given)
             acc = self.input_product(batch, u)
             w, b = self.ordered(u.w_hh), None if u.b_hh is None else self.ordered(u.b_hh)
             made.append(
                 recurrent_layer(
-                    self.kind, acc, w, b, u.w_hr, h0[d], c0[d], s_h, batch.sizes, d == 1, self.chip, self.hidden_bits,
-                    self.is_wide(), self.relu, torch.is_grad_enabled(),
+                    self.kind, acc, w, b, u.w_hr, h0[d], c0[d], s_h, u.s_hh, batch.sizes, d == 1, self.chip,
+                    self.hidden_bits, self.is_wide(), self.relu, torch.is_grad_enabled(),
                 )
             )  # fmt: skip
         out = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made], 1)

@@ -1,43 +1,45 @@
-"""The recurrent cells of ``_cells`` over a whole sequence in PyTorch: integers in floats, and the straight-through gradient.
+"""What the loops of the recurrent cells share: integers in floats forwards, and the straight-through gradient backwards.
 
 Forward computes in LSB: every tensor holds integers, in float32 where gates have 8 bits, else in float64. Backward works on real
 values: the derivative of a rounding is 1, of a saturation 0 beyond its limits, of sigmoid and tanh that of the real function at
 the quantized argument; products take the quantized factors. The saturation of an argument of sigmoid or tanh needs
 no 0 of its own, for there the derivative vanishes.
 
-Gates are in the order o, i, f, g (LSTM) and r, z, n (GRU): first those with a sigmoid; in LSTM's backward the last three share
-a factor. All products over the whole sequence are outside of the loops.
+What does not need the state before it is done for a chunk of steps at once; a loop writes into buffers of a chunk, whose views
+are made once. All products over the whole sequence are outside of the loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from linger.eager import BLOCK, at_hand, widest
 from linger.ops._cells import Arithmetic
-from linger.ops._recurrent_rows import Carried, Rows
 from linger.ops._recurrent_tables import Functions, functions
 
-Saved = list[Tensor]
+SLACK = 1 + 2.0**-10  # what rounding in float32 may take off a bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a cell computes with. ``scale``: of the hidden state (0-d), ``bits`` its width, ``wide``: products need float64,
-    ``relu``: an RNN's function, ``train``: a gradient is wanted.
+    """What a cell computes with. ``scale``: of the hidden state (0-d), ``bits``: its width, ``weight_scale``: of its weights,
+    ``wide``: products need float64, ``relu``: an RNN's function, ``train``: a gradient is wanted.
     """
 
     how: Arithmetic
     scale: Tensor
+    weight_scale: Tensor
     bits: int
     wide: bool
     relu: bool = False
     train: bool = False
 
-    @property
+    @cached_property
     def tables(self) -> Functions:
         return functions(self.how, self.scale.device)
 
@@ -52,309 +54,135 @@ class Setting:
         return 2.0 ** (self.how.width - 1)
 
 
-class Argument:
-    """Accumulators of the input (real values) as arguments with F fraction bits: equation (1) of ``_cells``.
-
-    Rounded in float64 where they are float64: float32 does not hold them.
-    """
-
-    def __init__(self, acc: Tensor, s: Setting) -> None:
-        self.dtype, self.top = s.tables.dtype, s.limit
-        self.kind = torch.float64 if acc.dtype == torch.float64 else self.dtype
-        self.half, self.factor = (acc.new_full((), v, dtype=self.kind) for v in (0.5, 2.0**s.how.argument))
-
-    def __call__(self, acc: Tensor) -> Tensor:
-        out = torch.addcmul(self.half, acc.to(self.kind), self.factor).floor_().clamp_(-self.top, self.top - 1)
-        return out.to(self.dtype)
+def chunk_rows(columns: int) -> int:
+    """How many rows of that many columns a chunk has, so that its buffers stay in the cache."""
+    return max(BLOCK * torch.get_num_threads() // 3 // columns, 1)
 
 
-class Recurrent:
-    """W_hh h + b_hh of one step as arguments; ``w`` (gates, H) and ``b`` real values on their grids."""
-
-    def __init__(self, w: Tensor, b: Tensor | None, s: Setting) -> None:
-        kind = torch.float64 if s.wide else torch.float32
-        self.weight = (w.to(kind) * (2.0**s.how.argument / s.scale.to(kind))).t().contiguous()
-        self.bias = None if b is None else b.to(kind) * 2.0**s.how.argument
-        self.kind, self.top = kind, s.limit
-        self.same = kind == s.tables.dtype
-        self.dtype = s.tables.dtype
-        self.half = w.new_full((), 0.5, dtype=self.dtype)
-
-    def __call__(self, h: Tensor) -> Tensor:
-        h = h if self.same else h.to(self.kind)
-        out = torch.mm(h, self.weight) if self.bias is None else torch.addmm(self.bias, h, self.weight)
-        out = (
-            out if self.same else out.to(self.dtype)
-        )  # before the half is added: beyond 2^23 float32 has no room for it
-        return out.add_(self.half).floor_().clamp_(-self.top, self.top - 1)
+def same(raw: Tensor, saturated: Tensor) -> bool:
+    """Whether nothing saturated, where that can be looked at."""
+    return at_hand(raw) and torch.equal(raw, saturated)
 
 
 class Rounded:
-    """floor(v * factor + 1/2) with constants of the cell's own type on its device."""
+    """floor(v * factor + 1/2) in the type of ``like``; a factor that can be looked at is a number, with which it takes less time."""
 
     def __init__(self, factor: float | Tensor, like: Tensor) -> None:
         self.half = like.new_full((), 0.5)
-        self.factor = factor.to(like.dtype) if isinstance(factor, Tensor) else like.new_full((), factor)
+        self.number, self.factor = 0.0, like.new_empty(0)
+        if isinstance(factor, Tensor) and not at_hand(factor):
+            self.factor = factor.to(like.dtype)
+        else:
+            self.number = float(factor)
 
     def __call__(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.number:
+            return torch.add(self.half, v, alpha=self.number, out=out).floor_()
         return torch.addcmul(self.half, v, self.factor, out=out).floor_()
 
-
-# --- LSTM
-
-
-class Projection:
-    """W_hr p in units of the hidden state, p of G fraction bits; ``w`` (P, H) real values on their grid."""
-
-    def __init__(self, w: Tensor, s: Setting, like: Tensor) -> None:
-        g, kind = s.how.fraction, torch.float64 if s.wide or not s.how.narrow else torch.float32
-        self.weight = (w.to(kind) * (s.scale.to(kind) * 2.0**-g)).t().contiguous()
-        self.top, self.full = 2.0**g, Rounded(2.0**-g, like)
-
-    def __call__(self, ok: Tensor, p: Tensor) -> Tensor:
-        self.full(ok, p).clamp_(-self.top, self.top - 1)
-        return torch.mm(p.to(self.weight.dtype), self.weight).to(p.dtype)
+    def product(self, v: Tensor, w: Tensor, out: Tensor) -> Tensor:
+        """The same of v * w."""
+        if self.number:
+            return torch.addcmul(self.half, v, w, value=self.number, out=out).floor_()
+        return self(torch.mul(v, w, out=out), out)
 
 
-class LSTMStep:
-    """Equations (3) to (5) of ``_cells`` for one step, in buffers that all steps share."""
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Bounds in LSB of an argument, known where values can be looked at.
+
+    ``both``: of the sum of input and state, ``state``: of the state's part, ``fraction``: 1 / the LSB of a product or a half.
+    """
+
+    both: float
+    state: float
+    fraction: float
+
+    @classmethod
+    def of(cls, acc: Tensor, w: Tensor, b: Tensor | None, s: Setting) -> Reach | None:
+        if not (at_hand(acc) and acc.numel()):
+            return None
+        rows, one = w.abs().sum(1).mul_(s.top / s.scale), 2.0**s.how.argument
+        state = float((rows if b is None else rows.add_(b.abs())).amax()) * one * SLACK + 2
+        finest = float(s.scale) * float(s.weight_scale) / one
+        return cls(both=min(widest(acc) * one + 1, s.limit) + state, state=state, fraction=max(finest, 2.0))
+
+
+class Sums:
+    """The sums of both parts of equation (1) in ``_cells`` as rows of a table, in a buffer that ``fill`` prepares for a chunk.
+
+    Columns behind the first ``ready`` are the state's part alone, in arguments. ``add`` takes one step (n, gates) and the state:
+
+    1. ``cut`` where no sum saturates and its type holds the row of argument 0 with every fraction: one product, and the fraction
+       is for the conversion to integers to cut; ``cut_of_single`` where float32, which takes half the time, holds the product;
+    2. ``floored`` where the state's part alone fits with its fraction;
+    3. ``saturated`` elsewhere, and where no value can be looked at.
+    """
 
     def __init__(
-        self, w: Tensor, b: Tensor | None, w_hr: Tensor | None, a: Tensor, count: int, size: int, s: Setting
+        self, acc: Tensor, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None, ready: int, sigmoids: int
     ) -> None:
-        self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
-        self.enter, self.recur, like = Argument(a, s), Recurrent(w, b, s), self.f.table
-        self.project = None if w_hr is None else Projection(w_hr, s, like)
-        self.to_h = Rounded(s.scale.double() * 2.0 ** (-2 * g), like)
-        self.to_k = Rounded(2.0 ** (s.how.argument - 2 * g), like)
-        self.to_c = Rounded(2.0 ** (g - s.how.argument) if s.how.width == 32 else 2.0**-g, like)
-        self.unit32 = a.new_full((), 2.0**-g, dtype=torch.float32)
-        self.gates, self.k, self.tanh = (like.new_empty(count, n * size) for n in (4, 1, 1))
-        self.slopes, self.slope = (a.new_empty(count, n * size, dtype=torch.float32) for n in (4, 1))
+        """``w`` (gates, H) and ``b`` real values on their grids; sigmoid for the first ``sigmoids`` of ``ready`` columns."""
+        f = s.tables
+        self.dtype, self.limit, self.one = f.dtype, s.limit, 2.0**s.how.argument
+        self.kind = torch.float64 if acc.dtype == torch.float64 else f.dtype
+        self.rounded = Rounded(self.one, acc.new_empty(0, dtype=self.kind))
+        if reach is not None and not (reach.state <= s.limit and reach.both <= 2 * s.limit):  # or NaN
+            reach = None
+        self.look = f.look(sigmoids, ready, s.limit if reach is None or s.relu else reach.both)
+        self.first, self.unit, self.of_input = self.look.rows_of(len(w), s.relu)
+        self.ready = ready
+        self.choose(w, b, s, reach)
 
-    def __call__(self, acc: Tensor, h: Tensor, c: Tensor, h_new: Tensor, c_new: Tensor, p: Tensor, made: Saved) -> None:
-        """From the input's accumulators and the states to the new ones; ``made`` as in ``lstm_forward``."""
-        s, n = self.s, len(acc)
-        gates, k, tanh, slopes, slope = (x[:n] for x in (self.gates, self.k, self.tanh, self.slopes, self.slope))
-        a = self.enter(acc).add_(self.recur(h)).clamp_(-s.limit, s.limit - 1)
-        self.f.gates(a, 3 * self.size, gates, slopes if made else None)
-        o, i, keep, new = gates.view(n, 4, self.size).unbind(1)
-        kept = torch.mul(keep, c)
-        inside = None
-        if not s.how.narrow:
-            inside = kept.abs() <= 2.0**31 if made else None
-            kept.clamp_(-(2.0**31), 2.0**31 - 1)
-        total = kept.addcmul_(i, new)
-        self.to_k(total, k).clamp_(-s.limit, s.limit - 1)
-        self.to_c(k if s.how.width == 32 else total, c_new)
-        self.f.gates(k, 0, tanh, slope if made else None)
-        raw = self.to_h(torch.mul(o, tanh)) if self.project is None else self.projected(torch.mul(o, tanh), p)
-        torch.clamp(raw, -s.top, s.top - 1, out=h_new)
-        if made:
-            o, i, keep, new = gates.float().view(n, 4, self.size).unbind(1)
-            self.factors((o, i, keep, new, tanh.float(), c.float()), slopes.view(n, 4, self.size), slope, inside, made)
-            torch.eq(raw, h_new, out=made[0])
+    def choose(self, w: Tensor, b: Tensor | None, s: Setting, reach: Reach | None) -> None:
+        """The first of the three ways that holds."""
+        self.way: Callable[[Sums, Tensor, Tensor], None]  # no bound method, a cycle that would keep the weights
+        f, per_state = s.tables, self.one / s.scale
+        kind = torch.float64 if s.wide else torch.float32
+        rows = (2 * reach.both if s.relu else self.look.rows / f.unit) if reach is not None else 0.0
+        if reach is not None and reach.both <= (s.limit if s.relu else f.reach) and rows * reach.fraction <= f.exact:
+            weight, half = w.to(self.dtype if s.wide else torch.float32) * per_state, self.unit * 0.5
+            self.weight = (weight if f.unit == 1 else weight.mul_(self.unit[:, None])).t().contiguous()
+            self.front = half.add_(self.first)
+            self.way = Sums.cut if weight.dtype == self.dtype else Sums.cut_of_single
+            if b is not None:
+                self.front.addcmul_(b.to(self.dtype), self.unit, value=self.one)
+        elif reach is not None and reach.state * reach.fraction <= f.exact and f.unit == 1:
+            self.weight = (w.to(self.dtype) * per_state).t().contiguous()
+            self.bias = self.unit * 0.5 if b is None else (b.to(self.dtype) * self.one).add_(0.5)
+            self.front, self.way = self.first, Sums.floored
+        else:
+            self.weight = (w.to(kind) * per_state).t().contiguous()
+            self.bias = self.weight.new_zeros(len(w)) if b is None else b.to(kind) * self.one
+            self.low, self.high = (self.first + v * self.unit for v in (-self.limit, self.limit - 1))
+            self.front, self.way = self.first, Sums.saturated
 
-    def projected(self, ok: Tensor, p: Tensor) -> Tensor:
-        assert self.project is not None
-        return self.project(ok, p).add_(self.to_h.half).floor_()
+    def fill(self, acc: Tensor, out: Tensor) -> Tensor:
+        """Equation (1) of the input's part (n, gates), and into ``out`` what a step starts from; the arguments behind the ready ones.
 
-    def factors(
-        self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor | None, made: Saved
-    ) -> None:
-        """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
-        o, i, keep, new, tanh, c = values
-        _, to_gates, to_cell, kept = made
-        torch.mul(keep, self.unit32, out=kept)
-        if inside is not None:
-            kept.mul_(inside)
-            c = torch.mul(c, inside)
-        for k, value in enumerate((tanh, new, c, i)):
-            torch.mul(slopes[:, k], value, out=to_gates[:, k])
-        torch.mul(o, slope, out=to_cell)
+        Rounded in float64 where the accumulators are float64: float32 does not hold them.
+        """
+        same_type = self.kind == self.dtype
+        made = self.rounded(acc.to(self.kind), out if same_type else None).clamp_(-self.limit, self.limit - 1)
+        apart = made[:, self.ready :].to(self.dtype, copy=True)
+        torch.addcmul(self.front, made if same_type else made.to(self.dtype), self.of_input, out=out)
+        return apart
 
+    def add(self, a: Tensor, h: Tensor) -> None:
+        """The state's part of one step, to what ``fill`` left."""
+        self.way(self, a, h)
 
-def lstm_forward(
-    a: Tensor, w: Tensor, b: Tensor | None, w_hr: Tensor | None, h: Tensor, c: Tensor, rows: Rows, s: Setting
-) -> Saved:
-    """All steps of one direction.
+    def cut(self, a: Tensor, h: Tensor) -> None:
+        a.addmm_(h, self.weight)
 
-    Args:
-        a: accumulators of the input (rows, 4 H), real values, gates o, i, f, g.
-        w: (4 H, P or H).
-        b: (4 H,).
-        w_hr: (P, H) or None.
-        h: first hidden state (N, P or H), integers.
-        c: first cell state (N, H), integers.
-        rows: where the steps are.
-        s: the arithmetic.
+    def cut_of_single(self, a: Tensor, h: Tensor) -> None:
+        a.add_(torch.mm(h.float(), self.weight))
 
-    Returns:
-        h (rows, P or H), c (rows, H), p (rows, H; empty without w_hr); then, empty where no gradient is wanted: where h did
-        not saturate, and the factors of the gates (rows, 4, H), of tanh(k) and of the previous cell state (rows, H).
-    """
-    count, size, out, wanted = len(a), c.shape[1], h.shape[1], len(a) * s.train
-    hs, cs = h.new_empty(count, out), h.new_empty(count, size)
-    p = h.new_empty(0 if w_hr is None else count, size)
-    on, made = a.new_empty(wanted, out, dtype=torch.bool), a.new_empty(wanted, 4, size, dtype=torch.float32)
-    cell, keep = (a.new_empty(wanted, size, dtype=torch.float32) for _ in range(2))
-    step = LSTMStep(w, b, w_hr, a, rows.sizes[0], size, s)
-    ps = rows.split(p) if w_hr is not None else [p] * len(rows.sizes)
-    factors = zip(*map(rows.split, (on, made, cell, keep)), strict=True) if s.train else [()] * len(rows.sizes)
-    h0, c0 = h, c
-    for a_t, h_t, c_t, p_t, made_t in zip(*map(rows.split, (a, hs, cs)), ps, factors, strict=True):
-        step(a_t, rows.before(h, h0, len(a_t)), rows.before(c, c0, len(a_t)), h_t, c_t, p_t, list(made_t))
-        h, c = h_t, c_t
-    return [hs, cs, p, on, made, cell, keep]
+    def floored(self, a: Tensor, h: Tensor) -> None:
+        a.add_(torch.addmm(self.bias, h, self.weight).floor_())
 
-
-def lstm_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, w_hr: Tensor | None, rows: Rows, unit: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of the arguments (rows, 4 H), of h0, c0 and w_hr, from those of h (rows, P or H), the last h and the last c.
-
-    ``unit``: 2^-G, of p.
-    """
-    _, _, p, on, factors, cell, keep = saved
-    made = torch.empty_like(factors)
-    d_out = torch.empty_like(grads[0])
-    dh, dc = Carried(grads[1], rows), Carried(grads[2], rows)
-    lists = (x[::-1] for x in map(rows.split, (grads[0], on, factors, cell, keep, made, d_out)))
-    for g_t, on_t, f_t, cell_t, keep_t, d_t, out_t in zip(*lists, strict=True):
-        n = len(g_t)
-        d_h = torch.add(g_t, dh.arrive(n), out=out_t).mul_(on_t)
-        if w_hr is not None:
-            d_h = torch.mm(d_h, w_hr)
-        d_s = torch.addcmul(dc.arrive(n), d_h, cell_t)
-        torch.mul(f_t[:, 0], d_h, out=d_t[:, 0])
-        torch.mul(f_t[:, 1:], d_s.unsqueeze(1), out=d_t[:, 1:])
-        dc.now = torch.mul(d_s, keep_t)
-        dh.now = torch.mm(d_t.flatten(1), w)
-    d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
-    return made.flatten(1), dh.first(), dc.first(), d_hr
-
-
-# --- GRU
-
-
-class GRUStep:
-    """Equations (6), (7) of ``_cells`` with S = q_h - G for one step, in buffers that all steps share."""
-
-    def __init__(self, w: Tensor, b: Tensor | None, a: Tensor, count: int, size: int, s: Setting) -> None:
-        self.s, self.f, self.size, g = s, s.tables, size, s.how.fraction
-        self.enter, self.recur, like = Argument(a, s), Recurrent(w, b, s), self.f.table
-        self.one, self.product = like.new_full((), 2.0**g), 2.0 ** (2 * g + 1)
-        self.to_h, self.to_g = (
-            Rounded(s.scale.double() * 2.0 ** (-2 * g), like),
-            Rounded(2.0**g / s.scale.double(), like),
-        )
-        self.reset, self.unit32 = Rounded(2.0**-g, like), a.new_full((), 2.0**-g, dtype=torch.float32)
-        self.gates, self.n, self.aligned = (like.new_empty(count, k * size) for k in (2, 1, 1))
-        self.slopes, self.slope = (a.new_empty(count, k * size, dtype=torch.float32) for k in (2, 1))
-
-    def __call__(self, acc: Tensor, h: Tensor, h_new: Tensor, made: Saved) -> None:
-        """From the input's accumulators and the state to the new one; ``made`` as in ``gru_forward``."""
-        s, count, size = self.s, len(acc), self.size
-        gates, n, aligned, slopes, slope = (
-            x[:count] for x in (self.gates, self.n, self.aligned, self.slopes, self.slope)
-        )
-        a, b = self.enter(acc), self.recur(h)
-        z = torch.add(a[:, : 2 * size], b[:, : 2 * size]).clamp_(-s.limit, s.limit - 1)
-        self.f.gates(z, 2 * size, gates, slopes if made else None)
-        r, keep, b_n = gates[:, :size], gates[:, size:], b[:, 2 * size :]
-        z_n = self.reset(torch.mul(r, b_n)).add_(a[:, 2 * size :]).clamp_(-s.limit, s.limit - 1)
-        self.f.gates(z_n, 0, n, slope if made else None)
-        kept = torch.mul(keep, self.to_g(h, aligned))
-        inside = kept.abs() <= self.product if made else None
-        drop = torch.sub(self.one, keep)
-        raw = self.to_h(kept.clamp_(-self.product, self.product - 1).addcmul_(drop, n))
-        torch.clamp(raw, -s.top, s.top - 1, out=h_new)
-        if inside is not None:
-            self.factors((r, keep, drop, b_n, n, aligned), slopes, slope, inside, made)
-            torch.eq(raw, h_new, out=made[0])
-
-    def factors(self, values: Sequence[Tensor], slopes: Tensor, slope: Tensor, inside: Tensor, made: Saved) -> None:
-        """What backward multiplies with; ``slopes`` and ``slope`` bring 2^-G along."""
-        r, keep, drop, b_n, n, aligned = (v.float() for v in values)
-        _, factors, kept, to_n = made
-        size, how = self.size, self.s.how
-        torch.mul(drop, slope, out=to_n)
-        torch.mul(torch.mul(aligned, inside).sub_(n), slopes[:, size:], out=factors[:, 1])
-        torch.mul(torch.mul(b_n, 2.0 ** (how.fraction - how.argument)).mul_(to_n), slopes[:, :size], out=factors[:, 0])
-        torch.mul(torch.mul(r, self.unit32), to_n, out=factors[:, 2])
-        torch.mul(keep, self.unit32, out=kept).mul_(inside)
-
-
-def gru_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> Saved:
-    """All steps of one direction; arguments as in ``lstm_forward``, gates r, z, n.
-
-    Returns:
-        h (rows, H); then, empty where no gradient is wanted: where h did not saturate, and the factors of the gates (rows, 3,
-        H), of the previous state and of n (rows, H).
-    """
-    count, size, wanted = len(a), h.shape[1], len(a) * s.train
-    hs, on = h.new_empty(count, size), a.new_empty(wanted, size, dtype=torch.bool)
-    made, kept, to_n = (a.new_empty(wanted, *k, size, dtype=torch.float32) for k in ((3,), (), ()))
-    step = GRUStep(w, b, a, rows.sizes[0], size, s)
-    factors = zip(*map(rows.split, (on, made, kept, to_n)), strict=True) if s.train else [()] * len(rows.sizes)
-    h0 = h
-    for a_t, h_t, made_t in zip(*map(rows.split, (a, hs)), factors, strict=True):
-        step(a_t, rows.before(h, h0, len(a_t)), h_t, list(made_t))
-        h = h_t
-    return [hs, on, made, kept, to_n]
-
-
-def gru_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input's arguments and of the state's (rows, 3 H), which differ in n by r, and of h0."""
-    _, on, factors, kept, to_n = saved
-    made, whole = torch.empty_like(factors), torch.empty_like(grads[0])
-    dh = Carried(grads[1], rows)
-    lists = (x[::-1] for x in map(rows.split, (grads[0], on, factors, kept, made, whole)))
-    for g_t, on_t, f_t, kept_t, d_t, all_t in zip(*lists, strict=True):
-        d_h = torch.add(g_t, dh.arrive(len(g_t)), out=all_t).mul_(on_t)
-        torch.mul(f_t, d_h.unsqueeze(1), out=d_t)
-        dh.now = torch.addmm(torch.mul(d_h, kept_t), d_t.flatten(1), w)
-    of_state = made.flatten(1)
-    of_input = torch.cat([of_state[:, : -whole.shape[1]], whole.mul_(to_n)], 1)
-    return of_input, of_state, dh.first()
-
-
-# --- RNN
-
-
-def rnn_forward(a: Tensor, w: Tensor, b: Tensor | None, h: Tensor, rows: Rows, s: Setting) -> Saved:
-    """Equation (8) of ``_cells`` for all steps of one direction; arguments as in ``lstm_forward``.
-
-    Returns:
-        h (rows, H), and the factor of the argument, empty where no gradient is wanted.
-    """
-    f, enter, recur = s.tables, Argument(a, s), Recurrent(w, b, s)
-    to_h = Rounded(s.scale.double() * 2.0 ** -(s.how.argument if s.relu else s.how.fraction), h)
-    hs = torch.empty_like(a, dtype=h.dtype)
-    made = a.new_empty(len(a) * s.train, a.shape[1], dtype=torch.float32)
-    factors: Sequence[Tensor | None] = rows.split(made) if s.train else [None] * len(rows.sizes)
-    h0 = h
-    for acc_t, h_t, made_t in zip(*map(rows.split, (a, hs)), factors, strict=True):
-        a_t = enter(acc_t).add_(recur(rows.before(h, h0, len(acc_t)))).clamp_(-s.limit, s.limit - 1)
-        value = torch.relu(a_t) if s.relu else torch.empty_like(a_t)
-        if not s.relu:
-            f.gates(a_t, 0, value, made_t)
-        elif made_t is not None:
-            made_t.copy_((a_t > 0) & (a_t < s.limit - 1))
-        raw = to_h(value)
-        torch.clamp(raw, -s.top, s.top - 1, out=h_t)
-        if made_t is not None:
-            made_t.mul_(raw == h_t)
-        h = h_t
-    return [hs, made if s.relu else made.mul_(2.0**s.how.fraction)]
-
-
-def rnn_backward(grads: Sequence[Tensor], saved: Sequence[Tensor], w: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Gradients of the arguments (rows, H) and of h0."""
-    made, dh = torch.empty_like(grads[0]), Carried(grads[1], rows)
-    for g_t, s_t, d_t in zip(*(x[::-1] for x in map(rows.split, (grads[0], saved[1], made))), strict=True):
-        torch.add(g_t, dh.arrive(len(g_t)), out=d_t).mul_(s_t)
-        dh.now = torch.mm(d_t, w)
-    return made, dh.first()
+    def saturated(self, a: Tensor, h: Tensor) -> None:
+        """The half is added last: beyond 2^23 float32 has no room for it."""
+        b = torch.addmm(self.bias, h.to(self.weight.dtype), self.weight).to(self.dtype)
+        b.add_(0.5).floor_().clamp_(-self.limit, self.limit - 1)
+        torch.clamp(a.addcmul_(b, self.unit), self.low, self.high, out=a)

@@ -11,6 +11,7 @@ with t the first of the lower bits at which the value is y(j 2^12) + 1; e[j] = y
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -20,53 +21,95 @@ from linger.ops._cells import Arithmetic, applied
 from linger.targets._pwl import Pwl
 
 LOWER = 12  # bits of a 32-bit argument that do not index
+SMALLEST = 2**12  # rows of the smallest table on each side of argument 0
 
 
 class Functions:
-    """Sigmoid and tanh of one chip on one device. Values have ``fraction`` fraction bits and the type of the cell."""
+    """Sigmoid and tanh of one chip on one device. Values have ``fraction`` fraction bits and the type of the cell.
+
+    ``unit``: rows per argument, ``reach``: the largest sum of arguments that finds a row, in arguments; ``exact``: below it the
+    type of the cell holds every integer.
+    """
 
     def __init__(self, how: Arithmetic, device: torch.device) -> None:
         self.how, self.device = how, device
         self.dtype = torch.float32 if how.narrow else torch.float64
+        self.exact = 2.0**24 if how.narrow else 2.0**53
         self.short = how.width == 16
-        self.rows: dict[tuple[int, int], Tensor] = {}
+        self.unit = 1.0 if self.short else 2.0**-LOWER
+        self.reach = 2.0 ** (how.width if self.short else how.width - 1)
         make = all_values if self.short else rises
         tables = [make(f, how.fraction) for f in (how.sigmoid, how.tanh)]
         self.half = len(tables[0]) // 2
-        self.table = torch.tensor(np.concatenate(tables), dtype=self.dtype, device=device)
-        self.cut = torch.tensor(2.0**-LOWER, dtype=self.dtype, device=device)
+        self.table = torch.tensor(np.stack(tables), dtype=self.dtype, device=device)
+        self.crops: dict[tuple[int, bool], tuple[Tensor, Tensor | None]] = {}
+        self.looks: dict[tuple[int, int, int], Look] = {}
         if self.short:
             arguments = torch.arange(-self.half, self.half, device=device)[:, None]
             made = (derivatives(arguments, n, how, torch.empty_like(arguments, dtype=torch.float32)) for n in (1, 0))
-            self.slopes = torch.cat([m.view(-1) for m in made])
+            self.slopes = torch.stack([m.view(-1) for m in made])
 
-    def gates(self, z: Tensor, sigmoids: int, out: Tensor, slope: Tensor | None = None) -> None:
-        """The first ``sigmoids`` columns through sigmoid, the rest through tanh; z, out (n, columns), contiguous.
+    def look(self, sigmoids: int, columns: int, reach: float) -> Look:
+        """The first ``sigmoids`` columns through sigmoid, the rest through tanh, for arguments within ``reach``."""
+        half = self.half if not self.short else max(2 ** math.ceil(math.log2(reach)), SMALLEST)
+        key = sigmoids, columns, half
+        if key not in self.looks:
+            self.looks[key] = Look(self, *key)
+        return self.looks[key]
 
-        ``slope`` becomes the derivatives of the real functions, times 2^-G.
+    def cropped(self, half: int, both: bool) -> tuple[Tensor, Tensor | None]:
+        """Values at rows from -``half`` to ``half`` - 1, of sigmoid and tanh or of tanh, and their slopes; flat beyond the chip's."""
+        key = half, both
+        if key not in self.crops:
+            at = torch.arange(-half, half, device=self.device).clamp_(-self.half, self.half - 1).add_(self.half)
+            of = slice(0 if both else 1, None)
+            slopes = self.slopes[of, at].view(-1) if self.short else None
+            self.crops[key] = self.table[of, at].view(-1), slopes
+        return self.crops[key]
+
+
+class Look:
+    """One function or two, from rows of a table to values, for steps of some columns.
+
+    A row is ``first`` + z * ``unit`` with z an argument, as a float; what is beyond its integer is the lower bits of a 32-bit
+    argument, and else nothing. ``origin``: the row of argument 0 of tanh, ``rows``: of the table.
+    """
+
+    def __init__(self, f: Functions, sigmoids: int, columns: int, half: int) -> None:
+        self.f, self.sigmoids, self.unit = f, sigmoids, f.unit
+        self.table, self.slope_table = f.cropped(half, sigmoids > 0)
+        self.rows, self.origin = len(self.table), len(self.table) - float(half)
+        first = [float(half)] * sigmoids + [self.origin] * (columns - sigmoids)
+        self.first = torch.tensor(first, dtype=f.dtype, device=f.device)
+        self.columns: dict[tuple[int, bool], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, u: Tensor, row: Tensor, out: Tensor, flat: Tensor, flat_out: Tensor) -> None:
+        """Values at rows ``u`` into ``out`` (n, columns), their integers into ``row`` (int32); ``flat``: ``row`` in 1-d, ``flat_out`` too."""
+        row.copy_(u)
+        torch.index_select(self.table, 0, flat, out=flat_out)
+        if not self.f.short:
+            out.add_(torch.frac(u)).floor_()
+
+    def rows_of(self, columns: int, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The row of argument 0, the rows per argument, and these or 0 for columns that are not looked up, of every column.
+
+        Columns behind those of the table, or all with ``plain``, are arguments in place of rows.
         """
-        offsets = self.offsets(sigmoids, z.shape[1])
-        if self.short:
-            row = torch.add(z, offsets).int().view(-1)
-            torch.index_select(self.table, 0, row, out=out.view(-1))
-        else:
-            exact = torch.mul(z, self.cut)
-            upper = torch.floor(exact)
-            row = torch.add(upper, offsets).int().view(-1)
-            torch.index_select(self.table, 0, row, out=out.view(-1))
-            out.add_(exact.sub_(upper)).floor_()
-        if slope is not None and self.short:
-            torch.index_select(self.slopes, 0, row, out=slope.view(-1))
-        elif slope is not None:
-            derivatives(z, sigmoids, self.how, slope)
+        if (columns, plain) not in self.columns:
+            ready, like = len(self.first), self.table
+            first, unit, looked = like.new_zeros(columns), like.new_ones(columns), like.new_zeros(columns)
+            if not plain:
+                first[:ready], unit[:ready] = self.first, self.unit
+            looked[:ready] = unit[:ready]
+            self.columns[columns, plain] = first, unit, looked
+        return self.columns[columns, plain]
 
-    def offsets(self, sigmoids: int, columns: int) -> Tensor:
-        """The row of argument 0 for every column, as floats that are integers."""
-        found = self.rows.get((sigmoids, columns))
-        if found is None:
-            rows = [self.half] * sigmoids + [3 * self.half] * (columns - sigmoids)
-            found = self.rows[sigmoids, columns] = torch.tensor(rows, dtype=self.dtype, device=self.device)
-        return found
+    def slopes(self, u: Tensor, row: Tensor, out: Tensor) -> None:
+        """``out`` (n, columns; float32): derivatives of the real functions, times 2^-G, at what ``__call__`` took (n, columns)."""
+        if self.slope_table is not None:
+            torch.index_select(self.slope_table, 0, row.view(-1), out=out.view(-1))
+        else:
+            derivatives(torch.sub(u, self.first).mul_(1 / self.unit).floor_(), self.sigmoids, self.f.how, out)
 
 
 def derivatives(z: Tensor, sigmoids: int, how: Arithmetic, out: Tensor) -> Tensor:
