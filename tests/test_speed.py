@@ -82,8 +82,10 @@ class Kernels(TorchDispatchMode):
 
 def counts(net: nn.Module, x: Tensor, train: bool) -> tuple[int, int]:
     """(kernels, full-size float tensors made) of a training step's forward and backward, or of an eval forward."""
+    with torch.no_grad():
+        net.train(train)(x)  # eval forwards but the first find weights on their grids
     with Kernels(x.numel()) as seen, torch.set_grad_enabled(train):
-        out = net.train(train)(x)
+        out = net(x)
         if train:
             out.backward(torch.ones_like(out))
     return sum(seen.ran.values()), seen.made
@@ -101,7 +103,7 @@ def per_layer(make: Callable[[int], nn.Module], train: bool, convert: bool) -> t
 
 
 STAGES = pytest.mark.parametrize(("add", "train"), [(False, True), (False, False), (True, True), (True, False)])
-KERNELS = {(False, True): 66, (False, False): 38, (True, True): 113, (True, False): 61}
+KERNELS = {(False, True): 66, (False, False): 15, (True, True): 113, (True, False): 32}
 MADE = {(False, True): 5, (False, False): 2, (True, True): 9, (True, False): 3}
 
 

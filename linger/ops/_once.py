@@ -91,15 +91,18 @@ def keep(module: Any, given: Given, weight: Tensor, bias: Tensor | None, scale: 
     """Keep what became of ``given`` for later calls of the module."""
     if torch.compiler.is_compiling():
         return
-    seen, held = FORWARD.get(), None if bias is None else bias.detach()
-    made = Kept(given, _versions(given), weight.detach(), held, scale)
-    if seen is not None and module.repeats:
-        seen[id(module)] = made
-    old = EVAL.get(module)
+    seen, old = FORWARD.get(), EVAL.get(module)
+    again = seen is not None and module.repeats
     for_eval = not module.training and at_hand(given.weight) and not torch.is_inference_mode_enabled()
-    if for_eval and (
+    for_eval = for_eval and (
         old is None or not module.repeats or old.given.alike(given)
-    ):  # else calls would displace each other
+    )  # else calls displace each other
+    if not (again or for_eval):
+        return
+    made = Kept(given, _versions(given), weight.detach(), None if bias is None else bias.detach(), scale)
+    if seen is not None and again:
+        seen[id(module)] = made
+    if for_eval:
         copy = None if given.bias is None else given.bias.detach().clone()
         EVAL[module] = made._replace(given=given._replace(weight=given.weight.detach().clone(), bias=copy))
 
