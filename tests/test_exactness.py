@@ -144,3 +144,22 @@ def test_one_lsb_below_a_tie(make: Make, tmp_path: Path) -> None:
     found = net(x)
     assert linger.verify(net, tmp_path / "net.onnx", x, quiet=True).equal
     assert len(found.unique()) > 40
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("bias", "expected"), [(4_973_591, 80), (4_973_592, 81), (500_000, 63), (-30_000_001, -53)])
+def test_a_bias_that_leaves_a_float32_sum(bias: int, expected: int, train: bool) -> None:
+    """1,000 products of 127 * 127 LSB and a bias: the first sum is one LSB below a tie, and beyond 2^24, where float32 is even."""
+    layer = nn.Linear(1000, 1)
+    with torch.no_grad():
+        layer.weight.fill_(127 / 128)
+        layer.bias.fill_(bias / 2**14)
+    net = linger.init(nn.Sequential(layer))
+    x = torch.full((2, 1000), 127 / 128)
+    net(x)
+    net[0].running_x.fill_(127 / 128)
+    net[0].running_o.fill_(127 * 16)  # a shift by 18
+    assert math.floor((1000 * 127 * 127 + bias) / 2**18 + 0.5) == expected
+    if train:
+        linger.hold_ranges(net.train())
+    assert (net(x) if train else net.eval()(x)).tolist() == [[expected * 16.0]] * 2

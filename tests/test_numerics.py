@@ -40,7 +40,8 @@ from linger.numerics import (
     shift_round,
 )
 from linger.ops._site import scalar_scale
-from linger.ops._weighted import room_for_bias, room_for_sum, split_form
+from linger.ops._weighted import room_for_bias, room_for_sum
+from linger.ops._weighted_text import split_form
 from linger.rounding import divide_half_up, divided_half_up
 
 HALF = Fraction(1, 2)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from linger.eager import at_hand, power, power_below, widest
-from linger.errors import LingerError
 from linger.numerics import (
     FLOAT32_EXACT,
     bound_parameter,
@@ -32,7 +31,7 @@ from linger.numerics import (
     shift_round,
 )
 from linger.ops import _once
-from linger.ops._base import IntModule, constants, output_bits, requant_text
+from linger.ops._base import IntModule
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._once import Given
@@ -121,10 +120,10 @@ class WeightedSum(IntModule):
         """The layer: ``x`` quantized where it has no grid, multiplied exactly, and put on the output's grid."""
         x, s_x = self.enter(x)
         w, b, s_w = self.placed(product, weight, bias, s_x)
-        finest = s_x * s_w
+        finest = lsb = s_x * s_w
         if self.out_bits == 32:
-            finest = room_for_sum(finest, self.bound(product, w, s_w, b, finest))
-        return self.leave(self.exact_sum(product, x, w, b), finest, fresh=True)
+            finest = room_for_sum(lsb, self.bound(product, w, s_w, b, lsb))
+        return self.leave(self.exact_sum(product, x, w, b, lsb), finest, fresh=True)
 
     def part(self, weight: Tensor) -> int:
         """Input channels that one float32 sum holds exactly: integers up to 2^24, of factors that every kernel keeps."""
@@ -136,15 +135,23 @@ class WeightedSum(IntModule):
         fits = fits_with_bias(channels, self.data_bits, self.parameter_bits, kernel)
         return NARROW_BIAS if fits and self.out_bits == 8 else WIDE_BIAS
 
-    def exact_sum(self, product: Product, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        """Equation (1) without rounding, whatever the values: shapes and widths decide, so that it holds compiled too.
+    def one_sum(self, product: Product, w: Tensor, b: Tensor | None, lsb: Tensor) -> bool:
+        """Whether one float32 sum holds all products and the bias: any within its limit, or this one where it can be looked at."""
+        channels = channels_of(product, w)
+        if b is None or self.bias_limit(product, w) == NARROW_BIAS:
+            return channels <= self.part(w)
+        reached = widest(b) * lsb.item() if at_hand(b) else math.inf
+        return fits_with_bias(channels, self.data_bits, self.parameter_bits, tuple(w.shape[2:]), reached)
+
+    def exact_sum(self, product: Product, x: Tensor, w: Tensor, b: Tensor | None, lsb: Tensor) -> Tensor:
+        """Equation (1) without rounding, ``lsb`` being s_x * s_w. Shapes and widths decide how, so that it holds compiled too.
 
         One float32 sum where it stays within 2^24; else one for each part of the input channels, added in float64, as is
         the bias; float64 throughout where there would be too many parts.
         """
-        size, channels = self.part(w), channels_of(product, w)
-        if channels <= size and (b is None or self.bias_limit(product, w) == NARROW_BIAS):
+        if self.one_sum(product, w, b, lsb):
             return product.accumulate(x, w, b)
+        size, channels = self.part(w), channels_of(product, w)
         if channels > MOST_PARTS * size:
             return product.accumulate(x.double(), w.double(), None if b is None else b.double())
         cut = [(x, w)] if channels <= size else parts_of(product, x, w, size)
@@ -268,10 +275,12 @@ def part(data_bits: int, parameter_bits: int, kernel: tuple[int, ...]) -> int:
     return (FLOAT32_EXACT + 1) // _per_channel(data_bits, parameter_bits, kernel) if factors_kept else 0
 
 
-def fits_with_bias(channels: int, data_bits: int, parameter_bits: int, kernel: tuple[int, ...]) -> bool:
-    """Whether the products of this many channels and a bias of ``NARROW_BIAS`` fit one float32 sum."""
+def fits_with_bias(
+    channels: int, data_bits: int, parameter_bits: int, kernel: tuple[int, ...], bias: float = NARROW_BIAS
+) -> bool:
+    """Whether the products of this many channels and a bias of so many LSB fit one float32 sum."""
     sum_limit = channels * _per_channel(data_bits, parameter_bits, kernel)
-    return part(data_bits, parameter_bits, kernel) > 0 and sum_limit + NARROW_BIAS < FLOAT32_EXACT
+    return part(data_bits, parameter_bits, kernel) > 0 and sum_limit + bias < FLOAT32_EXACT
 
 
 def channels_of(product: Product, weight: Tensor) -> int:
@@ -316,79 +325,9 @@ def room_for_bias(s_w: Tensor, s_x: Tensor, bias: Tensor, limit: int = WIDE_BIAS
     return torch.where(peak > 0, torch.minimum(s_w, room), s_w) + (peak - peak)  # NaN for a bias that is not finite
 
 
-def split_form(terms: int, data_bits: int, parameter_bits: int) -> str:
-    """Cut x into 8-bit pieces and w into p-bit pieces so that each partial product of ``terms`` terms is below 2^24.
-
-    Raises:
-        LingerError: ``terms`` are too many even for pieces of one bit.
-    """
-    pieces = max(1, data_bits // 8)
-    top = 128 if pieces == 1 else 255
-    if terms * top >= FLOAT32_EXACT:
-        raise LingerError(
-            f"found sums of {terms} products, allowed are {(FLOAT32_EXACT - 1) // top}; use groups or fewer bits"
-        )
-    width = next(p for p in (4, 2, 1) if p == 1 or terms * top * (2**p - 1) < FLOAT32_EXACT)
-    return f"x{pieces}w{-(-max(parameter_bits, width) // width)}p{width}"
-
-
 def requantize(
     acc: np.ndarray, scale_x: float, scale_w: float, scale_o: float, o_bits: int, rounding: str = HALF_UP
 ) -> np.ndarray:
     """Equation (2)."""
     shift = exponent(scale_x) + exponent(scale_w) - exponent(scale_o)
     return piecewise(lambda v: saturate(shift_round(v, shift, rounding), o_bits))(acc)
-
-
-def split_text(source: str, prefix: str, pieces: int, width: int) -> str:
-    """Statements cutting double ``source`` into floats ``prefix0`` .. of ``width`` bits, lowest first, the last signed."""
-    text = constants(**{f"{prefix}base": f"double {{{2**width}}}", f"{prefix}inv": f"double {{{2.0**-width}}}"})
-    rest = source
-    for i in range(pieces - 1):
-        high, low = f"{prefix}h{i}", f"{prefix}l{i}"
-        text += (
-            f"{high}m = Mul ({rest}, {prefix}inv)\n{high} = Floor ({high}m)\n{high}b = Mul ({high}, {prefix}base)\n"
-            f"{low} = Sub ({rest}, {high}b)\n{prefix}{i} = Cast <to: int = 1> ({low})\n"
-        )
-        rest = high
-    return text + f"{prefix}{pieces - 1} = Cast <to: int = 1> ({rest})\n"
-
-
-def multiplier_text(double: bool = False, second: str = "scale_w") -> str:
-    """Statements for ``M`` = s_o / (s_x * s_w), exact because all are powers of two."""
-    text = constants(sx="@scale_x", sw=f"@{second}", so="@scale_o") + "sxw = Mul (sx, sw)\n"
-    return text + ("Mf = Div (so, sxw)\nM = Cast <to: int = 11> (Mf)\n" if double else "M = Div (so, sxw)\n")
-
-
-def result_text(accumulator: str, double: bool, bits: int, second: str = "scale_w", rounding: str = HALF_UP) -> str:
-    """Equation (2) of an ``accumulator`` statement that is exact in float (or double); results above 16 bits need double.
-
-    ``second``: the attribute that holds the second factor's scale.
-    """
-    if double or bits <= 16:
-        text = f"A = {accumulator}\n" + multiplier_text(double, second)
-        return text + requant_text("A", "M", "Y", bits, double, rounding=rounding)
-    text = f"S = {accumulator}\nA = Cast <to: int = 11> (S)\n"
-    return text + multiplier_text(True, second) + requant_text("A", "M", "Y", bits, double=True, rounding=rounding)
-
-
-def sum_body(form: str, product: str, rounding: str = HALF_UP) -> tuple[str, str]:
-    """Body of a weighted sum. ``product`` is an ONNX expression with {x}, {w} and {b} (", bias" or empty)."""
-    base, bits = output_bits(form)
-    if base == "f32":
-        text = "Xf = Cast <to: int = 1> (X)\nWf = Cast <to: int = 1> (W)\nBf = Cast <to: int = 1> (B)\n"
-        return "X, W, B", text + result_text(product.format(x="Xf", w="Wf", b=", Bf"), False, bits, rounding=rounding)
-    n_x, rest = base[1:].split("w")
-    n_w, width = (int(v) for v in rest.split("p"))
-    text = "Xd = Cast <to: int = 11> (X)\nWd = Cast <to: int = 11> (W)\nBd = Cast <to: int = 11> (B)\n"
-    text += split_text("Xd", "x", int(n_x), 8) + split_text("Wd", "w", n_w, width)
-    total = ""
-    for i in range(int(n_x)):
-        for j in range(n_w):
-            name = f"t{i}_{j}"
-            text += f"{name}f = " + product.format(x=f"x{i}", w=f"w{j}", b="") + "\n"
-            text += constants(**{f"{name}s": f"double {{{2 ** (8 * i + width * j)}}}"})
-            text += f"{name}d = Cast <to: int = 11> ({name}f)\n{name} = Mul ({name}d, {name}s)\n"
-            text += f"{name}a = Add ({total}, {name})\n" if total else ""
-            total = f"{name}a" if total else name
-    return "X, W, B", text + "Bn = BiasShape (Bd)\n" + result_text(f"Add ({total}, Bn)", True, bits, rounding=rounding)

@@ -31,7 +31,8 @@ from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._ranks import averaged, joint
-from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, result_text, room_for_sum
+from linger.ops._weighted import NARROW_BIAS, WIDE_BIAS, on_grids, requantize, room_for_sum
+from linger.ops._weighted_text import result_text
 from linger.rounding import HALF_UP
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -25,7 +25,8 @@ from linger.ops._base import Op, output_bits, real_text
 from linger.ops._case import Case, Holder
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._site import Site
-from linger.ops._weighted import requantize, result_text
+from linger.ops._weighted import requantize
+from linger.ops._weighted_text import result_text
 from linger.rounding import HALF_UP
 
 WIDEST_OPERAND = 16

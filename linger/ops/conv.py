@@ -27,7 +27,8 @@ from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form, sum_body
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize
+from linger.ops._weighted_text import split_form, sum_body
 from linger.rounding import HALF_UP
 from linger.steps import pieces
 

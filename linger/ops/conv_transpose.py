@@ -21,7 +21,8 @@ from linger.ops._case import Case, Holder
 from linger.ops._composed import Composed
 from linger.ops._lowered import Operand, require_batch
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, requantize, split_form
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize
+from linger.ops._weighted_text import split_form
 from linger.ops.conv import body, composed, each, real
 from linger.rounding import HALF_UP
 

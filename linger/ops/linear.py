@@ -24,7 +24,8 @@ from linger.ops._composed import Composed, Router
 from linger.ops._constant import constant_of
 from linger.ops._lowered import Operand
 from linger.ops._normalize import Normalized
-from linger.ops._weighted import WeightedInt, WeightedSite, requantize, result_text
+from linger.ops._weighted import WeightedInt, WeightedSite, requantize
+from linger.ops._weighted_text import result_text
 from linger.rounding import HALF_UP
 
 

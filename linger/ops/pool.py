@@ -24,7 +24,7 @@ from linger.ops._base import ONNX_INT, IntModule, Op, constants, real_text
 from linger.ops._case import Case
 from linger.ops._lowered import Lowered, Operand, require_batch
 from linger.ops._site import Site
-from linger.ops._weighted import split_text
+from linger.ops._weighted_text import split_text
 from linger.ops._windows import pooled
 from linger.rounding import HALF_UP, ROUNDINGS, divide_half_up, divided_half_up
 

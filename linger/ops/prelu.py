@@ -32,7 +32,8 @@ from linger.ops._constant import constant_of
 from linger.ops._lowered import Lowered, Operand
 from linger.ops._normalize import Normalized
 from linger.ops._site import Site
-from linger.ops._weighted import result_text, room_for_sum
+from linger.ops._weighted import room_for_sum
+from linger.ops._weighted_text import result_text
 from linger.rounding import HALF_UP
 
 FINEST = 2.0**15  # s_w at most: finer slopes change no 16-bit result
