@@ -224,3 +224,10 @@ def test_no_text_knows_the_machine_it_was_written_on() -> None:
     }
     said = {id_of(p): MACHINE.findall(p.read_text("utf-8")) for p in found if p != Path(__file__)}
     assert not {name: words for name, words in said.items() if words}
+
+
+def test_every_module_has_its_row() -> None:
+    """In the decision about the order, in that order."""
+    text = (ROOT / "docs/decisions/002-import-order.md").read_text("utf-8")
+    names = [name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert names == ORDER.split()
