@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linger
+from linger import eager
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
 )
 SLOW = ("ResNet20", "MobileNetV2", "UNet", "Conformer")
 REORDERED = ("Conformer",)  # whose bias gradients are summed from strided tensors
+WIDE = ("KeywordNet", "ResNet20", "MobileNetV2")  # with layers whose bias joins a float32 sum if it can be looked at
 EVERY = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MAKERS])
 
 
@@ -66,8 +68,13 @@ def check_training(name: str, backend: str, bit_for_bit: bool = True) -> None:
 
 
 @EVERY
-def test_training(name: str) -> None:
-    """Loss, gradients, ranges and parameters of several steps are equal, and no step compiles again."""
+def test_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, gradients, ranges and parameters of several steps are equal, and no step compiles again.
+
+    A compiler sees no value; where that leaves a bias to float64, its gradient is summed there, so that eager has to look away too.
+    """
+    if name in WIDE:
+        monkeypatch.setattr(eager, "LOOKS", False)
     check_one_step(name) if name in REORDERED else check_training(name, "aot_eager")
 
 

@@ -223,3 +223,30 @@ def test_nan_in_one_block_of_a_sum() -> None:
     site: Any = net.get_submodule("_linger_round_tensor_iqadd__default_index_0")
     with pytest.raises(linger.LingerError, match="the range of running_o is nan"):
         site(set_grid(bad, Grid(torch.tensor(8.0), 8)), site_input)
+
+
+WIDE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(768, 12), (16, 768)),
+    "conv2d": (lambda: nn.Conv2d(64, 6, 3), (2, 64, 8, 8)),
+    "transposed": (lambda: nn.ConvTranspose1d(500, 6, 2), (2, 500, 9)),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_bias_that_joins_the_sum(name: str) -> None:
+    """Equal integers; gradients that are summed in another type differ by 2^-20 of the largest at most."""
+    make, shape = WIDE[name]
+    net, x = linger.init(nn.Sequential(make())), torch.randn(shape)
+    net(x)
+
+    def step() -> tuple[Tensor, list[Tensor]]:
+        source = x.clone().requires_grad_()
+        net.zero_grad()
+        out = linger.hold_ranges(net)(source)
+        out.square().sum().backward()
+        return out.detach(), [source.grad, *(p.grad.clone() for p in net.parameters())]  # type: ignore[list-item, union-attr]
+
+    (found, grads), (expected, others) = step(), elsewhere(step)
+    assert torch.equal(found, expected)
+    for a, b in zip(grads, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=float(b.abs().max()) * 2.0**-20)
