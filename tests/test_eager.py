@@ -238,11 +238,12 @@ def test_a_bias_that_joins_the_sum(name: str) -> None:
     make, shape = WIDE[name]
     net, x = linger.init(nn.Sequential(make())), torch.randn(shape)
     net(x)
+    linger.hold_ranges(net)
 
     def step() -> tuple[Tensor, list[Tensor]]:
         source = x.clone().requires_grad_()
         net.zero_grad()
-        out = linger.hold_ranges(net)(source)
+        out = net(source)
         out.square().sum().backward()
         return out.detach(), [source.grad, *(p.grad.clone() for p in net.parameters())]  # type: ignore[list-item, union-attr]
 
