@@ -14,12 +14,12 @@ FLOAT64_EXACT = 2.0**52  # half of what float64 holds: the bound itself is found
 def exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b on integers as int64: through BLAS where a floating point holds every partial sum, whatever their order, else in int64.
 
-    Where ``a`` lies in memory transposed, so does the result.
+    Either may be a vector, as of ``np.matmul``. Where ``a`` lies in memory transposed, so does the result.
     """
     peak = _partial_sums(a, b)
     kind = np.float32 if peak <= FLOAT32_EXACT else np.float64 if peak <= FLOAT64_EXACT else np.int64
     a, b = a.astype(kind), b.astype(kind)
-    transposed = a.strides[-2] < a.strides[-1]
+    transposed = a.ndim > 1 < b.ndim and a.strides[-2] < a.strides[-1]
     product = np.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2)).swapaxes(-1, -2) if transposed else np.matmul(a, b)
     return product.astype(np.int64, copy=False)
 
@@ -31,4 +31,4 @@ def _partial_sums(a: np.ndarray, b: np.ndarray) -> float:
         if by_type <= FLOAT32_EXACT:
             return by_type
     largest = max(float(a.max(initial=0)), -float(a.min(initial=0)))
-    return largest * float(np.abs(b.astype(np.float64)).sum(-2).max(initial=0))
+    return largest * float(np.abs(b.astype(np.float64)).sum(-2 if b.ndim > 1 else -1).max(initial=0))

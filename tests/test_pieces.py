@@ -113,6 +113,18 @@ def test_products_around_what_float32_holds(bits: tuple[int, int], terms: int) -
         assert (found.dtype, found.tolist()) == (np.int64, want.tolist())
 
 
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(
+    "shapes", [((5,), (5, 3)), ((4, 5), (5,)), ((2, 4, 5), (5,)), ((5,), (2, 5, 3)), ((5,), (5,))], ids=str
+)
+def test_products_of_vectors(shapes: tuple[tuple[int, ...], tuple[int, ...]], bits: int) -> None:
+    """As of ``np.matmul``: a linear layer of a net without a batch axis is one."""
+    a, b = (G.integers(-(2**24 if bits == 32 else 128), 128, shape, f"int{bits}") for shape in shapes)
+    found = exact_matmul(a, b)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, a.astype(np.int64) @ b.astype(np.int64))
+
+
 @pytest.mark.parametrize("combine", [np.add, np.maximum])
 def test_pooling_axis_by_axis_is_pooling_of_windows(combine: np.ufunc) -> None:
     x, kernel, strides, dilations, sizes = integers(2, 3, 9, 8), (3, 2), (2, 3), (2, 1), (3, 3)

@@ -251,3 +251,18 @@ def test_dropout_between_layers() -> None:
     assert all(p.grad.isfinite().all() for p in net.parameters())
     net.eval()
     assert torch.equal(net(x)[0], net(x)[0])
+
+
+@pytest.mark.parametrize("chip", CHIPS[:2])
+@pytest.mark.parametrize("kind", ["lstm", "projected", "gru", "rnn"])
+def test_backward_twice(kind: str, chip: str) -> None:
+    """With ``retain_graph``: the first backward leaves what the second reads."""
+    torch.manual_seed(4)
+    layer = torch.nn.LSTM(D, H, proj_size=3) if kind == "projected" else LAYERS[kind](D, H)
+    net: Any = linger.init(Net(layer), target=chip)
+    x = torch.randn(5, 3, D, requires_grad=True)
+    loss = net(x)[0].square().sum()
+    wanted = (x, *net.parameters())
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    second = torch.autograd.grad(loss, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -267,6 +267,25 @@ def test_compiled(kind: str) -> None:
     assert equal(list(net.buffers()), list(other.buffers()))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"  # PyTorch's tracer does
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # it does this too
+@pytest.mark.parametrize("kind", LAYERS)
+def test_compiled_around_a_layer_without_bias(kind: str) -> None:
+    """As PyTorch's compiler does by default: graphs for parts of the layer, here for any shape."""
+    torch.manual_seed(9)
+    net = linger.init(Net(LAYERS[kind](D, H, bias=False)))
+    x = torch.randn(4, 3, D)
+    net(x)
+    wanted = net.eval()(x)[0]
+    gradients = torch.autograd.grad(wanted.square().sum(), [*net.parameters()])
+    torch._dynamo.reset()
+    found = torch.compile(net, dynamic=True, backend="aot_eager")(x)[0]
+    assert torch.equal(found, wanted)
+    assert equal(torch.autograd.grad(found.square().sum(), [*net.parameters()]), gradients)
+
+
 def test_training_learns_through_the_state() -> None:
     """The first element of a sequence is asked for at its end."""
     torch.manual_seed(8)

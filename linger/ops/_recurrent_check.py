@@ -25,7 +25,7 @@ def check_input(x: Any, input_size: int, ranks: tuple[int, int], time_axis: int 
         allowed = "a tensor" if time_axis is None else "a tensor and a PackedSequence"
         raise LingerError(f"found an input of type {type(x).__name__}, allowed are {allowed}; pass one of them")
     shape = tuple(x.shape)
-    if x.dim() not in ranks:
+    if x.dim() != ranks[0] and x.dim() != ranks[1]:  # with dynamic=True, Dynamo finds no number in a tuple
         raise LingerError(
             f"found an input of {x.dim()} axes, shape {shape}, allowed are {ranks[0]} and, with a batch axis, {ranks[1]}; "
             "reshape it"

@@ -220,5 +220,5 @@ def lstm_backward(
         torch.mul(f_t, d_s3, out=df_t)
         d_s.mul_(keep_t)
         dh.leave(d_t)
-    d_hr = None if w_hr is None else d_out.t() @ p.to(d_out.dtype).mul_(unit)
+    d_hr = None if w_hr is None else (d_out.t() @ p.to(d_out.dtype)).mul_(unit)
     return made.flatten(1), dh.first(), dc.first(), d_hr

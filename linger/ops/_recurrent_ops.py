@@ -108,22 +108,21 @@ def recurrent_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of acc, w, b, w_hr, h0 and c0; empty where there is no such tensor."""
     s, rows = _setting(scale, s_w, chip, bits, wide, relu, train), _rows(sizes, reverse)
-    none = g_rows.new_zeros(0)
-    d_c = d_hr = none
+    d_bias, d_hr, d_c = (g_rows.new_zeros(0) for _ in range(3))  # results of an operator share no memory
     if kind == "lstm":
         d_b, d_h, d_c, given = lstm_backward((g_rows, g_h, g_c), saved, w, w_hr, rows, 2.0**-s.how.fraction)
-        d_hr = none if given is None else given
+        d_hr = d_hr if given is None else given
     elif kind == "gru":
         d_b, d_n, d_h = gru_backward((g_rows, g_h), saved, w, rows)
     else:
         d_b, d_h = rnn_backward((g_rows, g_h), saved, w, rows)
     hs = saved[0]
     h_first = _first(h0, c0, s)[0]
-    d_bias = d_b.sum(0) if biased else none
+    d_bias = d_b.sum(0) if biased else d_bias
     d_w = rows.weight_gradient(d_b, hs, h_first).div_(scale.to(d_b.dtype))
     if kind == "gru":
         d_b[:, -d_n.shape[1] :] = d_n  # the input's gradient, in the place of the state's
-    return [d_b, d_w, d_bias, d_hr, d_h.clone(), d_c.clone() if kind == "lstm" else none.clone()]
+    return [d_b, d_w, d_bias, d_hr, d_h.clone(), d_c.clone()]
 
 
 @recurrent_backward.register_fake
