@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from linger.targets import target as find_target
 
 # Layers whose function PyTorch's compiler shows to no mode; in a forward of the user's own, it stays in float there.
 UNSEEN = {nn.Hardswish: F.hardswish, nn.Hardsigmoid: F.hardsigmoid}
+# What was ``recorded`` where the innermost routed forward that runs began; None where none does.
+_RECORDED: ContextVar[tuple[object, bool] | None] = ContextVar("_RECORDED", default=None)
 
 
 def _forward(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -54,7 +57,7 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     root = "_linger_routed" in module.__dict__ and inside is None
     if root and torch.is_inference_mode_enabled():
         return _without_inference_mode(module, args, kwargs)
-    token = _once.FORWARD.set({} if inside is None else inside)
+    token, began = _once.FORWARD.set({} if inside is None else inside), _RECORDED.set(recorded())
     try:
         if root and torch.compiler.is_compiling():
             return _exported(module, args, kwargs)
@@ -69,13 +72,12 @@ def routed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise
     finally:
         _once.FORWARD.reset(token)
+        _RECORDED.reset(began)
 
 
 def contained(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward of an ``nn.Sequential`` in a net: a part of that around it, or, as gradient checkpointing runs it, one of its own."""
-    if torch.compiler.is_compiling() or (
-        _once.FORWARD.get() is not None and (not module.training or recorded() == (None, True))
-    ):
+    if torch.compiler.is_compiling() or _RECORDED.get() == recorded():
         return type(module).forward(module, *args, **kwargs)
     return routed(module, *args, **kwargs)
 

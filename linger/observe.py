@@ -140,6 +140,11 @@ def hold_at(running: Tensor, scale: Tensor, bits: int) -> None:
         running.fill_(value)
 
 
+def stands_for_scale(value: float) -> bool:
+    """Whether a running maximum may be one of ``hold_at``, or has seen nothing."""
+    return value <= SEEN or any(math.frexp(levels(bits) / value)[0] == 0.5 for bits in (8, 16, WIDEST - 1))
+
+
 def recomputing() -> bool:
     """Whether gradient checkpointing repeats a forward inside of backward: ranges and statistics have seen the batch."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.autograd import graph
 from torch.utils import checkpoint
 
 from linger.errors import LingerError
@@ -24,6 +25,8 @@ class Witness(Protocol):
         """The result of ``site(*args, **kwargs)``, or of ``plain()``, which writes into no operand."""
 
 
+HANDLERS = (checkpoint.__file__, graph.__file__)  # they move saved tensors, also those with grids
+CALLERS = ("checkpoint", "forward")  # in the first of them: what runs the function given
 WITNESSES: list[Witness] = []  # a list and no context variable, which PyTorch's compiler cannot read
 SHARED = {  # tags that are counted together, as upstream does
     "iqadd", "iqmul", "iqdiv", "iqsum", "iqcat", "iqclamp", "iqsigmoid", "iqtanh", "iqvar", "SoftmaxInt", "LogSoftmaxInt",
@@ -45,9 +48,9 @@ def refuse_other(owner: nn.Module, tag: str, n: int, name: str) -> None:
 def refuse_checkpointed(what: str, forward: Callable[..., Any]) -> None:
     """Raise if ``forward`` gave ``torch.utils.checkpoint`` the function that runs: repeated alone, nothing would see its calls."""
     frame, code = sys._getframe(), getattr(forward, "__code__", None)
-    while frame.f_back is not None and frame.f_code is not code and frame.f_code.co_filename != checkpoint.__file__:
+    while frame.f_back is not None and frame.f_code is not code and frame.f_code.co_filename not in HANDLERS:
         frame = frame.f_back
-    if frame.f_code.co_filename == checkpoint.__file__:
+    if frame.f_code.co_filename == checkpoint.__file__ and frame.f_code.co_name in CALLERS:
         raise LingerError(
             f"found {what} in a function given to torch.utils.checkpoint, allowed are modules; give it a module whose forward "
             "is that function"

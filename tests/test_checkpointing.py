@@ -98,6 +98,48 @@ def test_checkpointing_a_sequential(how: bool, whole: bool) -> None:
     same_state(plain, repeating)
 
 
+def gradients(net: nn.Module, run: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Of the input and of every parameter."""
+    net.zero_grad()
+    x = batches((3, 8, 8), 4, 1)[0].requires_grad_()
+    run(x).square().mean().backward()
+    return [t.grad for t in (x, *net.parameters()) if t.grad is not None]
+
+
+def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) > 2 and all(map(torch.equal, found, expected))
+
+
+@HOW
+@pytest.mark.parametrize("part", ["net", "body"])
+def test_checkpointing_a_sequential_in_eval(how: bool, part: str) -> None:
+    """As a part that is frozen is trained through."""
+    net = linger.init(Stages())
+    gradients(net, net)
+    net.get_submodule("" if part == "net" else part).eval()
+    copy_ = copy.deepcopy(net)
+    copy_.how = how
+    assert equal(gradients(copy_, copy_), gradients(net, net))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_checkpointing_inside_of_something_that_hooks(nested: bool, train: bool) -> None:
+    """It hands tensors with grids to functions of its own, which are no calls of the net's."""
+    plain = linger.init(Stages())
+    gradients(plain, plain)
+    repeating = copy.deepcopy(plain.train(train))
+    repeating.how = True
+
+    def run(x: Tensor) -> Tensor:
+        if nested:
+            return checkpoint(repeating, x, use_reentrant=False)
+        with torch.autograd.graph.save_on_cpu():
+            return repeating(x)
+
+    assert equal(gradients(repeating, run), gradients(plain, plain))
+
+
 @HOW
 @pytest.mark.parametrize(("what", "found"), [("method", "tanh"), ("lambda", "relu"), ("relu", "relu")])
 def test_checkpointing_a_function_is_refused(how: bool, what: str, found: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -273,3 +275,56 @@ def test_an_input_without_a_grid_keeps_its_range(first: str) -> None:
     for _ in range(60):
         net(x)
     assert float(net.fc.running_x) == pytest.approx(float(x.abs().max()), rel=0.01)
+
+
+def trained(net: nn.Module, seeds: range, forward: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """``net`` after a step of training for each seed."""
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    for seed in seeds:
+        x = 20 * torch.randn(16, 8, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        (net if forward is None else forward)(x).square().mean().backward()
+        optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize("first", ["plain", "gridded"])
+def test_training_goes_on_from_a_checkpoint_with_the_range_of_the_input(first: str) -> None:
+    net = trained(linger.init(Again(first)), range(4))
+    other = linger.init(Again(first))
+    other.load_state_dict(copy.deepcopy(net.state_dict()))
+    found, expected = (trained(n, range(4, 7)).state_dict() for n in (other, net))
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("first", ["plain", "gridded"])
+def test_a_compiled_net_that_was_traced_keeps_the_range_of_the_input(first: str) -> None:
+    net, x = Again(first), torch.randn(16, 8)
+    linger.trace_layers(net, net, (x,))
+    linger.init(net)
+    other = copy.deepcopy(net)
+    compiled = torch.compile(other, backend="eager", fullgraph=True)
+    trained(net, range(3))
+    trained(other, range(3), compiled)
+    assert float(other.fc.running_x) == float(net.fc.running_x) > 20
+
+
+class Widths(nn.Module):
+    """A layer that takes a tensor of 16 bits, and one of 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.narrow(x)) + self.fc(self.wide(20 * x))
+
+
+def test_an_input_that_is_requantized_keeps_its_range() -> None:
+    """As one without a grid does: of 16 bits, the layer sees 8."""
+    net, x = Widths(), torch.randn(64, 8)
+    linger.init(net, recipe={"wide": {"out_bits": 16}})
+    for _ in range(60):
+        net(x)
+    assert float(net.fc.running_x) == pytest.approx(float(net.wide(20 * x).detach().abs().max()), rel=0.01)

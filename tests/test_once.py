@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import linger
+from linger import eager
 from linger.ops import _once, _weighted
 
 CALLS = 5
@@ -95,6 +96,15 @@ def scaled(cell: nn.Module, i: int) -> None:
         cell.weight.mul_(1.01 if i else 1.01 ** (1 - CALLS))
 
 
+def scaled_data(cell: nn.Module, i: int) -> None:
+    """Which no count of changes tells."""
+    cell.weight.data.mul_(1.25 if i else 1.25 ** (1 - CALLS))
+
+
+def assigned_data(cell: nn.Module, i: int) -> None:
+    cell.weight.data = cell.weight.data * (1.25 if i else 1.25 ** (1 - CALLS))
+
+
 def swapped(cell: nn.Module, i: int) -> None:
     """A weight that some code computes at every call."""
     cell.__dict__["weight"] = cell._parameters["weight"] * (1 + i / 4)
@@ -121,9 +131,11 @@ def test_once_in_a_forward(train: bool, scales: list[int]) -> None:
         (Loop, {"normalize_weight_value": 0.2, "normalize_bias_value": 0.1}),
         (lambda: Loop(weight_norm(nn.Linear(12, 12))), {}),
         (lambda: Loop(between=scaled), {}),
+        (lambda: Loop(between=scaled_data), {}),
+        (lambda: Loop(between=assigned_data), {}),
         (lambda: Loop(between=swapped), {}),
     ],
-    ids=["plain", "without bias", "bounded", "weight_norm", "changed in place", "computed"],
+    ids=["plain", "without bias", "bounded", "weight_norm", "changed in place", "data", "other data", "computed"],
 )
 def test_alike(make: Callable[[], nn.Module], settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     x, net = torch.randn(3, 12), make()
@@ -157,6 +169,24 @@ def test_two_backwards(bound: float | None) -> None:
     first = net.fc.weight.grad.clone()
     b.sum().backward()
     assert not torch.equal(net.fc.weight.grad, first)
+
+
+@pytest.mark.parametrize("between", [None, scaled, assigned_data])
+def test_where_no_value_may_be_looked_at(
+    between: Callable[[nn.Module, int], None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Same(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            x, results = torch.tanh(self.cell(x)), []
+            for i in range(CALLS):
+                if self.between is not None:
+                    self.between(self.cell, i)
+                results.append(self.cell(x))
+            return torch.stack(results)
+
+    x = torch.randn(3, 12)
+    monkeypatch.setattr(eager, "LOOKS", False)
+    alike(converted(Same(between=between), x), monkeypatch, x)
 
 
 def test_checkpointed() -> None:

@@ -96,7 +96,6 @@ class IntModule(Stored):
     normalize_bias: float | None
     ahead_relu: bool
     _ranged: set[str]
-    _plain: frozenset[str] = frozenset()
     _calls: list[_symbolic.Call]
     _seen_in: int | None
 
@@ -270,6 +269,7 @@ class IntModule(Stored):
         if grid.bits > bits:
             self.watch(name, x)
             spread = self.observe(name, x)
+            self.takes_plain(name)
             scale = torch.minimum(self.scale(name, bits), grid.scale)
             return fake_quant(x, scale, bits, inside=observe.fits(spread, scale, bits), rounding=self.rounding), scale
         scale = grid.scale if grid.bits == bits else grid.scale * observe.wider(grid.bits, bits)
@@ -279,8 +279,8 @@ class IntModule(Stored):
         return x, scale
 
     def takes_plain(self, name: str) -> None:
-        """Note that operands come here without a grid: the range is theirs, also where others that have one come in between."""
-        if self.training and name not in self._plain and not torch.compiler.is_compiling():
+        """Note that operands come here without a grid of ``data_bits``: the range is theirs, also where others come in between."""
+        if name not in self._plain and not torch.compiler.is_compiling() and (self.training or _DRY.get()):
             self._plain = self._plain | {name}
 
     def taken(self, position: int, scale: float | None, given: int, bits: int, shape: tuple[int, ...]) -> Operand:

@@ -1,9 +1,11 @@
 """Weights on their grids, kept for as long as they are certainly those of the weights that a module has.
 
-Within one forward of the whole net, weights are quantized once, however often it calls their module: the same tensors, not
-changed in place. From one eval forward to the next on the CPU, they are kept together with a copy of what they were made from,
-and compared: that reads two tensors, which is much less than quantizing one, and sees changes that leave no other trace
-(``.data``). In training weights change at every step, and nothing is kept.
+Within one forward of the whole net, weights are quantized once, however often it calls their module. From one eval forward to
+the next on the CPU, they are kept too. In training weights change at every step, and nothing is kept.
+
+On the CPU they are kept together with a copy of what they were made from, and compared: that reads two tensors, which is much
+less than quantizing one, and sees changes that leave no other trace (``.data``). Elsewhere they have to be those of the same
+tensors, in the same memory and not changed in place.
 
 What is kept are values: each call has its own step of autograd, so that its gradients are what they would be without.
 """
@@ -40,7 +42,7 @@ class Kept(NamedTuple):
     """Weight and bias in real units on their grids, the weight's scale, and what they were made from."""
 
     given: Given
-    versions: tuple[int, ...]
+    traces: tuple[int, ...]
     weight: Tensor
     bias: Tensor | None
     scale: Tensor
@@ -68,16 +70,22 @@ def _of_this_forward(module: Any, given: Given) -> Kept | None:
         return None
     module.repeats = True
     kept = seen[id(module)]
-    if kept is None or kept.versions != _versions(given) or not kept.given.alike(given):
-        return None
-    return kept if kept.given.weight is given.weight and kept.given.bias is given.bias else None
+    return kept if kept is not None and kept.given.alike(given) and _unchanged(kept, given) else None
 
 
 def _of_eval(module: Any, given: Given) -> Kept | None:
     kept = EVAL.get(module)
     if kept is None or not at_hand(given.weight) or not kept.given.alike(given):
         return None
-    return kept if _equal(kept.given.weight, given.weight) and _equal(kept.given.bias, given.bias) else None
+    return kept if _unchanged(kept, given) else None
+
+
+def _unchanged(kept: Kept, given: Given) -> bool:
+    """Whether weight and bias are those that something was kept of."""
+    if at_hand(given.weight):
+        return _equal(kept.given.weight, given.weight) and _equal(kept.given.bias, given.bias)
+    same = kept.given.weight is given.weight and kept.given.bias is given.bias
+    return same and kept.traces == _traces(given)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -99,13 +107,24 @@ def keep(module: Any, given: Given, weight: Tensor, bias: Tensor | None, scale: 
     )  # else calls displace each other
     if not (again or for_eval):
         return
-    made = Kept(given, _versions(given), weight.detach(), None if bias is None else bias.detach(), scale)
+    source = given._replace(weight=_copy(given.weight), bias=_copy(given.bias)) if at_hand(given.weight) else given
+    made = Kept(source, _traces(given), weight.detach(), None if bias is None else bias.detach(), scale)
     if seen is not None and again:
         seen[id(module)] = made
     if for_eval:
-        copy = None if given.bias is None else given.bias.detach().clone()
-        EVAL[module] = made._replace(given=given._replace(weight=given.weight.detach().clone(), bias=copy))
+        EVAL[module] = made
 
 
-def _versions(given: Given) -> tuple[int, ...]:
-    return tuple(version(t) for t in given[:2] if t is not None)
+def _copy(x: Tensor | None) -> Any:
+    return None if x is None else x.detach().clone()
+
+
+def _traces(given: Given) -> tuple[int, ...]:
+    """What in-place changes and assignments to ``.data`` leave behind, off the CPU, where nothing is compared."""
+    found = [t for t in given[:2] if t is not None and not at_hand(t)]
+    return tuple(n for t in found for n in (version(t), _address(t)))
+
+
+def _address(x: Tensor) -> int:
+    """Where a tensor lies; those of ``torch.func`` lie nowhere."""
+    return 0 if torch._C._functorch.is_functorch_wrapped_tensor(x) else x.data_ptr()

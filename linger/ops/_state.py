@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from linger.observe import stands_for_scale
 from linger.ops._learned import NAMES, Learned
 
 UPSTREAM_ONLY = ("y", "min_thresh", "max_thresh")  # buffers of upstream 1.1.1 that follow from others
@@ -44,6 +45,7 @@ class Stored(Learned):
     scale_x, scale_o, scale_w, scale_normal = Derived(), Derived(), Derived(), Derived()
     scale_i, scale_h, scale_iw, scale_hw = Derived(), Derived(), Derived(), Derived()
     running_w, running_iw, running_hw, running_normal = Derived(), Derived(), Derived(), Derived()
+    _plain: frozenset[str] = frozenset()  # names of ranges that are those of operands without a grid
 
     def derived(self) -> dict[str, Tensor]:
         """The keys of upstream's state dict that follow from the running ranges."""
@@ -79,6 +81,13 @@ class Stored(Learned):
         missing += [key for key in new if not is_range(key[len(prefix) :]) and not is_learned(key[len(prefix) :])]
         self.forget()
         self.loaded({name for name in self.learned_names() if own.keys() & {p + name for p in NAMES}})
+
+    def loaded(self, held: set[str]) -> None:
+        """Also: training goes on as it would have where the checkpoint was saved, with ranges of operands without a grid."""
+        super().loaded(held)
+        ranges = {k.removeprefix("running_"): t for k, t in self._buffers.items() if t is not None and is_range(k)}
+        found = {k for k, t in ranges.items() if k != "o" and not t.is_meta and not stands_for_scale(float(t))}
+        self._plain = self._plain | found
 
     def _take_integers(
         self, state_dict: Any, prefix: str, name: str, own: Mapping[str, Tensor], errors: list[str]
