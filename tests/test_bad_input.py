@@ -262,9 +262,11 @@ def test_export(name: str) -> None:
         (lambda: fixed(Opened(True)), batch(), r"^export: found an output of type Hidden, allowed are tensors"),
         (lambda: fixed(nn.Conv2d(3, 4, 3)), torch.randn(3, 8, 8), r"^export: Conv2dInt: found an input of shape \(3, 8, 8\), allowed.*unsqueeze"),
         (lambda: fixed(nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2))), torch.randn(3, 8, 8), r"max_pool without a batch axis"),
+        (lambda: fixed(nn.Sequential(nn.MaxPool2d((2, 1), (2, 1), (1, 0), (3, 1), ceil_mode=True), nn.ReLU())), torch.randn(1, 3, 9, 4),
+         r"max_pool with ceil_mode and dilation reaches 2 places beyond the input, allowed are fewer than the kernel's"),
         (lambda: fixed(nn.Sequential(nn.AvgPool2d(2))), torch.randn(3, 8, 8), r"^export: 0: found an input of shape \(3, 8, 8\)"),
     ],
-    ids=["never run", "hidden output", "unbatched layer", "unbatched max pool", "unbatched average"],
+    ids=["never run", "hidden output", "unbatched layer", "unbatched max pool", "padding as wide as the window", "unbatched average"],
 )  # fmt: skip
 def test_nets_that_have_no_file(net: Callable[[], nn.Module], args: Tensor, match: str) -> None:
     made = net().eval()

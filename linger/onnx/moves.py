@@ -191,6 +191,11 @@ def max_pool(w: Writer, node: Node, x: ir.Value) -> list[ir.Value]:
             raise LingerError(f"{node.name}: max_pool with ceil_mode along a dynamic axis; fix that axis")
         sizes = zip(source, out, kernel, stride, padding, dilation, strict=True)
         ends = [max(0, (o - 1) * s + d * (k - 1) + 1 - n - p) for n, o, k, s, p, d in sizes]
+        if any(end >= k for end, k in zip(ends, kernel, strict=True)):
+            raise LingerError(
+                f"{node.name}: max_pool with ceil_mode and dilation reaches {max(ends)} places beyond the input, allowed are "
+                f"fewer than the kernel's {min(kernel)}; leave ceil_mode or dilation out"
+            )
     attrs = {"kernel_shape": kernel, "strides": stride, "pads": padding + ends, "dilations": dilation, "ceil_mode": 0}
     bits = width(x)
     if bits in (0, 8):
