@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from commands import fill
 from hypothesis import HealthCheck, settings
 
 from linger import targets
@@ -29,3 +31,16 @@ def _chips() -> Iterator[None]:
         patch.setattr(targets, "_KNOWN", dict(targets._KNOWN))
         patch.setattr(targets, "_FILES", dict(targets._FILES))
         yield
+
+
+@pytest.fixture(scope="module")
+def command_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What commands are run on; of the module, so that its net is exported once."""
+    folder = tmp_path_factory.mktemp("cli")
+    fill(folder)
+    return folder
+
+
+@pytest.fixture
+def in_command_folder(command_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(command_folder)

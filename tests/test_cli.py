@@ -14,25 +14,14 @@ import onnx
 import pytest
 import schema
 import torch
-from commands import fill, say
+from commands import say
 from PIL import Image
 
 import linger
 from linger.cli import app
 from linger.weights import read_weights
 
-
-@pytest.fixture(scope="module", name="folder")
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Module-wide, so that the net is exported once."""
-    folder = tmp_path_factory.mktemp("cli")
-    fill(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+pytestmark = pytest.mark.usefixtures("in_command_folder")
 
 
 # --- every command

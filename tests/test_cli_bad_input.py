@@ -6,22 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from commands import fill, run
+from commands import run
 
 from linger.cli import app
 
-
-@pytest.fixture(scope="module", name="folder")
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Module-wide, so that the net is exported once."""
-    folder = tmp_path_factory.mktemp("cli")
-    fill(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+pytestmark = pytest.mark.usefixtures("in_command_folder")
 
 
 # --- bad input

@@ -84,8 +84,8 @@ def _unchanged(kept: Kept, given: Given) -> bool:
     """Whether weight and bias are those that something was kept of."""
     if at_hand(given.weight):
         return _equal(kept.given.weight, given.weight) and _equal(kept.given.bias, given.bias)
-    same = kept.given.weight is given.weight and kept.given.bias is given.bias
-    return same and kept.traces == _traces(given)
+    itself = kept.given.weight is given.weight and kept.given.bias is given.bias
+    return itself and kept.traces == _traces(given)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -99,20 +99,24 @@ def keep(module: Any, given: Given, weight: Tensor, bias: Tensor | None, scale: 
     """Keep what became of ``given`` for later calls of the module."""
     if torch.compiler.is_compiling():
         return
-    seen, old = FORWARD.get(), EVAL.get(module)
-    again = seen is not None and module.repeats
-    for_eval = not module.training and at_hand(given.weight) and not torch.is_inference_mode_enabled()
-    for_eval = for_eval and (
-        old is None or not module.repeats or old.given.alike(given)
-    )  # else calls displace each other
-    if not (again or for_eval):
+    seen = FORWARD.get() if module.repeats else None
+    for_eval = not module.training and _serves_eval(module, given)
+    if seen is None and not for_eval:
         return
     source = given._replace(weight=_copy(given.weight), bias=_copy(given.bias)) if at_hand(given.weight) else given
     made = Kept(source, _traces(given), weight.detach(), None if bias is None else bias.detach(), scale)
-    if seen is not None and again:
+    if seen is not None:
         seen[id(module)] = made
     if for_eval:
         EVAL[module] = made
+
+
+def _serves_eval(module: Any, given: Given) -> bool:
+    """Whether the next eval forward may find it: of several calls in a forward one is kept, or they would displace each other."""
+    if not at_hand(given.weight) or torch.is_inference_mode_enabled():
+        return False
+    old = EVAL.get(module)
+    return old is None or not module.repeats or old.given.alike(given)
 
 
 def _copy(x: Tensor | None) -> Any:

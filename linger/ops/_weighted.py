@@ -144,7 +144,7 @@ class WeightedSum(IntModule):
         return fits_with_bias(channels, self.data_bits, self.parameter_bits, tuple(w.shape[2:]), reached)
 
     def exact_sum(self, product: Product, x: Tensor, w: Tensor, b: Tensor | None, lsb: Tensor) -> Tensor:
-        """Equation (1) without rounding, ``lsb`` being s_x * s_w. Shapes and widths decide how, so that it holds compiled too.
+        """Equation (1) without rounding, ``lsb`` being s_x * s_w. No weight decides how, so that it holds compiled and as they grow.
 
         One float32 sum where it stays within 2^24; else one for each part of the input channels, added in float64, as is
         the bias; float64 throughout where there would be too many parts.
